@@ -1,0 +1,3 @@
+//! gpu_snapshot
+#[cfg(feature = "python")]
+pub mod py;

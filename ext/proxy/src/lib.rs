@@ -1,0 +1,3 @@
+//! proxy
+#[cfg(feature = "python")]
+pub mod py;

@@ -1,0 +1,3 @@
+//! scheduler_core
+#[cfg(feature = "python")]
+pub mod py;

@@ -1,0 +1,1 @@
+"""InferX: a serverless GPU inference platform."""
