@@ -1,4 +1,4 @@
-"""What a user of `inferx up` may do wrong, and processes that die: nothing is lost, each message helps."""
+"""Wrong starts and processes that die: nothing is lost, and each message says what to do."""
 
 from __future__ import annotations
 
