@@ -217,5 +217,5 @@ def _tree(root: type[InferxError]) -> dict[str, type[InferxError]]:
 
 
 def from_code(code: str) -> type[InferxError]:
-    """The class of a machine-readable code, `InferxError` for one that this version does not know."""
+    """The class of a machine-readable code; `InferxError` for a code that is unknown here."""
     return _tree(InferxError).get(code, InferxError)
