@@ -22,6 +22,7 @@ from inferx.errors import (
     InvalidState,
     NoCapacity,
     NotFound,
+    NotSupported,
     QueueTimeout,
     Unauthenticated,
     Unavailable,
@@ -44,6 +45,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[InferxError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: QueueTimeout,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Unavailable,
+    grpc.StatusCode.UNIMPLEMENTED: NotSupported,
 }
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pool, message_factory
 
-from inferx.errors import InferxError, Unavailable
+from inferx.errors import InferxError, NotSupported, Unavailable
 
 ERROR_METADATA = "inferx-error"
 MESSAGE_BYTES_MAX = 64 << 20
@@ -53,16 +54,27 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         )
 
 
+def _response_type(method: str) -> Any:
+    """The message class that `method` answers with, None when it has no `error` field."""
+    try:
+        found = descriptor_pool.Default().FindMethodByName(method.strip("/").replace("/", "."))
+    except KeyError:
+        return None
+    if "error" not in found.output_type.fields_by_name:
+        return None
+    return message_factory.GetMessageClass(found.output_type)
+
+
 def _unary(handler: Any, method: str) -> Callable[..., Awaitable[Any]]:
     behaviour = handler.unary_unary
-    response_type = getattr(handler.response_serializer, "__objclass__", None)
+    response_type = _response_type(method)
 
     async def call(request: Any, context: Any) -> Any:
         try:
             return await behaviour(request, context)
         except Exception as error:
             typed = _typed(error, method)
-        if response_type is None or "error" not in response_type.DESCRIPTOR.fields_by_name:
+        if response_type is None:
             return await _abort(context, typed)
         # Status and message both travel: older clients read only the message's `error`.
         code, text, metadata = _rendered(typed)
@@ -96,6 +108,8 @@ def _typed(error: Exception, method: str) -> InferxError:
         return error
     if isinstance(error, grpc.aio.AbortError):
         raise error
+    if isinstance(error, NotImplementedError):
+        return NotSupported(f"{method} is not served here")
     _log.error("unexpected error in %s", method, exc_info=error)
     return InferxError(f"internal error in {method.rsplit('/', 1)[-1]}; see the service's log")
 
