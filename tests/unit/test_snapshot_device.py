@@ -4,7 +4,6 @@ Must never need a GPU or more memory than a few pages.
 """
 
 import pytest
-
 from inferx._ext import SoftDevice
 
 
