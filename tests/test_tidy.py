@@ -86,7 +86,7 @@ def test_layers_import_downwards_only() -> None:
         for line, target in imports(path):
             if target not in LAYERS or target == part:
                 continue
-            same_layer_allowed = LAYERS[part] in (2, 4)
+            same_layer_allowed = LAYERS[part] in (1, 2, 4)
             if LAYERS[target] > LAYERS[part] or (
                 LAYERS[target] == LAYERS[part] and not same_layer_allowed
             ):

@@ -203,6 +203,14 @@ class Unavailable(InferxError):
     grpc_code = "UNAVAILABLE"
 
 
+class NotSupported(InferxError):
+    """The called service does not serve this."""
+
+    code = "not_supported"
+    http_status = 501
+    grpc_code = "UNIMPLEMENTED"
+
+
 class ConfigError(InferxError):
     """The configuration is unusable; the message names the entry and where it came from."""
 

@@ -1,4 +1,4 @@
-"""Objects from and to JSON manifests and `ixmeta.Obj` messages, without loss.
+"""Objects from and to JSON manifests, without loss (`rpc.convert` does the same for messages).
 
 Must never accept a wrong type, and never drop what it does not know.
 """
@@ -8,20 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import Any
 
 from inferx.domain.meta import PUBLIC, Key, Meta, Object, check_name
 from inferx.domain.objects import KINDS, FuncPolicy, FunctionSpec
 from inferx.domain.reader import Fields
 from inferx.errors import BadRequest
 
-if TYPE_CHECKING:
-    from inferx.rpc import ixmeta_pb2
-
 MANIFEST_BYTES_MAX = 1 << 20
-EXTRA_ANNOTATION = "inferx/envelope-extra"
 
 Lookup = Callable[[Key], "Object[Any] | None"]
 
@@ -149,50 +143,6 @@ def new(
 def at_revision(obj: Object[Any], revision: int) -> Object[Any]:
     """The same object as written at `revision`."""
     return replace(obj, meta=replace(obj.meta, revision=revision))
-
-
-def to_proto(obj: Object[Any]) -> ixmeta_pb2.Obj:
-    """The object as a message."""
-    from inferx.rpc import ixmeta_pb2
-
-    meta = obj.meta
-    annotations = dict(meta.annotations)
-    if obj.extra:
-        annotations[EXTRA_ANNOTATION] = orjson.dumps(obj.extra).decode()
-    return ixmeta_pb2.Obj(
-        kind=meta.kind,
-        tenant=meta.tenant,
-        namespace=meta.namespace,
-        name=meta.name,
-        revision=meta.revision,
-        channel_rev=meta.revision,
-        labels=[ixmeta_pb2.KV(key=k, val=v) for k, v in meta.labels.items()],
-        annotations=[ixmeta_pb2.KV(key=k, val=v) for k, v in annotations.items()],
-        data=json.dumps(obj.raw, ensure_ascii=False, separators=(",", ":")),
-    )
-
-
-def manifest_of(message: ixmeta_pb2.Obj) -> dict[str, Any]:
-    """The manifest (unchecked) that a message carries; `BadRequest` when its data is not JSON."""
-    annotations = {item.key: item.val for item in message.annotations}
-    extra = annotations.pop(EXTRA_ANNOTATION, None)
-    manifest: dict[str, Any] = {} if extra is None else dict(parse_json(extra))
-    manifest.update(
-        type=message.kind,
-        tenant=message.tenant,
-        namespace=message.namespace,
-        name=message.name,
-        labels={item.key: item.val for item in message.labels},
-        annotations=annotations,
-        revision=message.revision,
-        object=parse_json(message.data) if message.data else {},
-    )
-    return manifest
-
-
-def from_proto(message: ixmeta_pb2.Obj) -> Object[Any]:
-    """The object of a message; `BadRequest` names the path of what is wrong in it."""
-    return parse_manifest(manifest_of(message))[0]
 
 
 def resolve_policy(function: Object[FunctionSpec], lookup: Lookup) -> FuncPolicy:
