@@ -1,5 +1,8 @@
 """The compiled module: what Python may call of the Rust crates. The docstrings live here."""
 
+__version__: str
+"""The version of the wheel."""
+
 class SoftDevice:
     """A simulated GPU. Memory is counted in MiB, in units of 2 MiB, and costs no RAM until written.
 

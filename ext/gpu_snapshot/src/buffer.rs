@@ -2,13 +2,15 @@
 //! It must never grow: a slot is made before the job and reused until its end.
 
 use crate::{Error, Result};
+use std::fmt;
 
 /// Alignment of a buffer's start in bytes: what O_DIRECT asks for on every block size in use.
 pub const PAGE: usize = 4096;
 
 /// A page-aligned piece of host memory.
-#[derive(Debug)]
 pub struct HostBuffer {
+    /// Unlocks the pages; declared first, so that it is dropped before the pages are.
+    pin: Option<Box<dyn Send + Sync>>,
     /// Never resized, so its address is stable for the buffer's life.
     storage: Box<[u8]>,
     start: usize,
@@ -28,10 +30,21 @@ impl HostBuffer {
         storage.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
         let start = storage.as_ptr().align_offset(PAGE);
         Ok(Self {
+            pin: None,
             storage,
             start,
             len,
         })
+    }
+
+    /// Whether a device has locked the pages.
+    pub fn is_pinned(&self) -> bool {
+        self.pin.is_some()
+    }
+
+    /// Keeps what unlocks the pages when it is dropped. For devices.
+    pub(crate) fn set_pin(&mut self, pin: Box<dyn Send + Sync>) {
+        self.pin = Some(pin);
     }
 
     /// Length in bytes.
@@ -52,6 +65,17 @@ impl HostBuffer {
     /// The bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.storage[self.start..self.start + self.len]
+    }
+}
+
+impl fmt::Debug for HostBuffer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "HostBuffer({} bytes, pinned: {})",
+            self.len,
+            self.is_pinned()
+        )
     }
 }
 

@@ -38,8 +38,39 @@ pub enum Error {
     Unsupported(String),
     /// The snapshot is sound but was taken elsewhere; one reason for each difference.
     Incompatible(Vec<String>),
+    /// The device refused a call.
+    Device {
+        /// The call.
+        call: String,
+        /// The driver's result code; see [`code`].
+        code: i32,
+        /// The driver's text, or what a simulated device models.
+        why: String,
+    },
+    /// Nothing happened for too long; the device may be hung.
+    Timeout(String),
     /// Somebody cancelled the job; its device memory holds nothing of use.
     Cancelled,
+}
+
+/// Result codes of the CUDA driver that this crate tells apart (cuda.h).
+pub mod code {
+    /// CUDA_ERROR_INVALID_VALUE
+    pub const INVALID_VALUE: i32 = 1;
+    /// CUDA_ERROR_OUT_OF_MEMORY
+    pub const OUT_OF_MEMORY: i32 = 2;
+    /// CUDA_ERROR_NOT_INITIALIZED
+    pub const NOT_INITIALIZED: i32 = 3;
+    /// CUDA_ERROR_INVALID_DEVICE
+    pub const INVALID_DEVICE: i32 = 101;
+    /// CUDA_ERROR_OPERATING_SYSTEM: what a restore answers for ever after one ran out of memory.
+    pub const OPERATING_SYSTEM: i32 = 304;
+    /// CUDA_ERROR_ILLEGAL_STATE
+    pub const ILLEGAL_STATE: i32 = 401;
+    /// CUDA_ERROR_NOT_READY: a lock timed out; the process keeps running.
+    pub const NOT_READY: i32 = 600;
+    /// CUDA_ERROR_NOT_SUPPORTED
+    pub const NOT_SUPPORTED: i32 = 801;
 }
 
 /// One chunk that must not be used.
@@ -61,6 +92,15 @@ impl Error {
         Self::Io {
             what: what.into(),
             source: source.into(),
+        }
+    }
+
+    /// A refusal of the device.
+    pub fn device(call: &str, code: i32, why: impl Into<String>) -> Self {
+        Self::Device {
+            call: call.to_owned(),
+            code,
+            why: why.into(),
         }
     }
 
@@ -91,6 +131,8 @@ impl fmt::Display for Error {
             }
             Self::Unsupported(why) => write!(out, "unsupported: {why}"),
             Self::Incompatible(why) => write!(out, "incompatible snapshot: {}", why.join("; ")),
+            Self::Device { call, code, why } => write!(out, "{call} failed: {why} (code {code})"),
+            Self::Timeout(what) => write!(out, "timed out: {what}"),
             Self::Cancelled => write!(out, "cancelled"),
         }
     }

@@ -16,6 +16,7 @@ mod commit;
 mod manifest;
 mod read;
 mod record;
+mod segments;
 mod store;
 mod write;
 

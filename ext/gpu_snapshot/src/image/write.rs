@@ -3,11 +3,12 @@
 
 use super::check::check_table;
 use super::commit::Commit;
-use super::manifest::{AuxFile, Identity, Manifest, Region, Segment, check_path};
+use super::manifest::{AuxFile, Identity, Manifest, Region, check_path};
 use super::record::{Codec, Header, Record};
-use super::{COMMIT, MANIFEST, TABLE, segment_name};
+use super::segments::Segments;
+use super::{COMMIT, MANIFEST, TABLE};
 use crate::buffer::{HostBuffer, is_zero};
-use crate::storage::{Open, Storage, StoredFile, read_exact, write_all};
+use crate::storage::{Open, Storage, write_all};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -45,29 +46,20 @@ impl Default for WriterLimits {
     }
 }
 
-struct OpenSegment {
-    file: Box<dyn StoredFile>,
-    align: u32,
-    used: u64,
-}
-
 /// A snapshot being written. Dropping it without `publish` removes what was written.
 pub struct Writer {
     storage: Arc<dyn Storage>,
     root: PathBuf,
     temporary: PathBuf,
     draft: Draft,
-    limits: WriterLimits,
-    segments: Vec<OpenSegment>,
+    segments: Segments,
     records: Vec<Record>,
     by_id: HashMap<[u8; 16], usize>,
-    /// Where a stored chunk is read back to be compared with one of the same id.
-    compare: Option<HostBuffer>,
     files: Vec<AuxFile>,
     published: bool,
 }
 
-fn at(path: &Path, call: &str) -> impl Fn(std::io::Error) -> Error + use<> {
+pub(super) fn at(path: &Path, call: &str) -> impl Fn(std::io::Error) -> Error + use<> {
     let what = format!("{call} {}", path.display());
     move |error| Error::io(what.clone(), error)
 }
@@ -87,16 +79,15 @@ impl Writer {
         storage
             .create_dir(&temporary)
             .map_err(at(&temporary, "mkdir"))?;
+        let segments = Segments::new(Arc::clone(&storage), &temporary, limits.segment_len_max);
         let mut writer = Self {
             storage,
             root: root.to_owned(),
             temporary,
             draft,
-            limits,
-            segments: Vec::new(),
+            segments,
             records: Vec::new(),
             by_id: HashMap::new(),
-            compare: None,
             files: Vec::new(),
             published: false,
         };
@@ -104,58 +95,8 @@ impl Writer {
             .manifest(String::new())
             .check()
             .map_err(|error| Error::Invalid(error.to_string()))?;
-        writer.reserve()?;
+        writer.segments.reserve(&writer.draft.regions)?;
         Ok(writer)
-    }
-
-    /// Lays out all chunks as if all were stored and allocates the segments they need.
-    fn reserve(&mut self) -> Result<()> {
-        let mut planned: Vec<u64> = Vec::new();
-        for region in self.draft.regions.clone() {
-            for chunk in 0..region.chunks() {
-                let raw_len = region
-                    .raw_len(chunk * u64::from(region.chunk_len))
-                    .unwrap_or(0);
-                let stored_len = region.stored_len(raw_len);
-                let segment = self.room(region.align, stored_len)?;
-                self.segments[segment].used += u64::from(stored_len);
-                planned.resize(self.segments.len(), 0);
-                planned[segment] += u64::from(stored_len);
-            }
-        }
-        for (segment, len) in self.segments.iter_mut().zip(planned) {
-            segment.used = 0;
-            segment
-                .file
-                .allocate(len)
-                .map_err(at(&self.temporary, "allocate in"))?;
-        }
-        Ok(())
-    }
-
-    /// The segment that takes the next `len` bytes of this alignment; a new one when all are full.
-    /// Alignments are kept apart, so that chunks tile their segment without gaps.
-    fn room(&mut self, align: u32, len: u32) -> Result<usize> {
-        let limit = self.limits.segment_len_max;
-        let fits = |segment: &OpenSegment| {
-            segment.align == align && (segment.used == 0 || segment.used + u64::from(len) <= limit)
-        };
-        if let Some(found) = self.segments.iter().position(fits) {
-            return Ok(found);
-        }
-        let index = u16::try_from(self.segments.len())
-            .map_err(|_| Error::Invalid("more than 65535 segments".into()))?;
-        let path = self.temporary.join(segment_name(index));
-        let file = self
-            .storage
-            .open(&path, Open::CreateDirect)
-            .map_err(at(&path, "create"))?;
-        self.segments.push(OpenSegment {
-            file,
-            align,
-            used: 0,
-        });
-        Ok(usize::from(index))
     }
 
     /// Stores the chunk of `region_id` that starts at `offset`; its bytes come first in `chunk`,
@@ -189,39 +130,25 @@ impl Writer {
         };
         if !is_zero(raw) {
             match self.find_equal(&record, raw)? {
-                Some(stored) => {
+                Some(equal) => {
                     record = Record {
                         region_off: offset,
                         region_id,
-                        ..stored
+                        ..equal
                     }
                 }
-                None => self.store(&mut record, &chunk.bytes()[..stored_len as usize], align)?,
+                None => {
+                    let stored = &chunk.bytes()[..stored_len as usize];
+                    self.segments.store(&mut record, stored, align)?;
+                    self.by_id.insert(record.id, self.records.len());
+                }
             }
         }
         self.records.push(record);
         Ok(())
     }
 
-    fn store(&mut self, record: &mut Record, stored: &[u8], align: u32) -> Result<()> {
-        let index = self.room(align, stored.len() as u32)?;
-        let segment = &mut self.segments[index];
-        write_all(&*segment.file, stored, segment.used).map_err(at(
-            &self.temporary.join(segment_name(index as u16)),
-            "write",
-        ))?;
-        record.codec = Codec::Raw;
-        record.seg = index as u16;
-        record.seg_off = segment.used;
-        record.stored_len = stored.len() as u32;
-        record.crc = crc32c::crc32c(stored);
-        segment.used += stored.len() as u64;
-        self.by_id.insert(record.id, self.records.len());
-        Ok(())
-    }
-
-    /// The record of an equal chunk, as a reference. The id is no proof (it is not a cryptographic
-    /// hash), so the bytes are compared.
+    /// The record of an equal chunk, as a reference.
     fn find_equal(&mut self, record: &Record, raw: &[u8]) -> Result<Option<Record>> {
         let Some(found) = self
             .by_id
@@ -230,30 +157,11 @@ impl Writer {
         else {
             return Ok(None);
         };
-        if found.raw_len != record.raw_len {
-            return Ok(None);
-        }
-        let enough = self
-            .compare
-            .take()
-            .filter(|buffer| buffer.len() >= found.stored_len as usize);
-        let mut buffer = match enough {
-            Some(buffer) => buffer,
-            None => HostBuffer::new(found.stored_len as usize)?,
-        };
-        let segment = &self.segments[usize::from(found.seg)];
-        let bytes = &mut buffer.bytes_mut()[..found.stored_len as usize];
-        read_exact(&*segment.file, bytes, found.seg_off).map_err(at(
-            &self.temporary.join(segment_name(found.seg)),
-            "read back",
-        ))?;
-        let equal = bytes[..raw.len()] == *raw;
-        let stored = equal.then(|| Record {
+        let equal = self.segments.holds(found, raw)?;
+        Ok(equal.then(|| Record {
             codec: Codec::Ref,
             ..found.clone()
-        });
-        self.compare = Some(buffer);
-        Ok(stored)
+        }))
     }
 
     /// Copies a further file in, such as a CRIU image; `path` is `name` or `directory/name`.
@@ -305,17 +213,13 @@ impl Writer {
 
     fn manifest(&self, table_blake3: String) -> Manifest {
         let draft = &self.draft;
-        let segments = self
-            .segments
-            .iter()
-            .map(|segment| Segment { len: segment.used });
         Manifest {
             id: draft.id.clone(),
             created_unix_ms: draft.created_unix_ms,
             identity: draft.identity.clone(),
             chunks: draft.regions.iter().map(Region::chunks).sum(),
             regions: draft.regions.clone(),
-            segments: segments.collect(),
+            segments: self.segments.listed(),
             table_blake3,
             files: self.files.clone(),
             extra: draft.extra.clone(),
@@ -337,14 +241,7 @@ impl Writer {
     pub fn publish(mut self) -> Result<PathBuf> {
         self.records
             .sort_by_key(|record| (record.region_id, record.region_off));
-        for (index, segment) in self.segments.iter().enumerate() {
-            let path = self.temporary.join(segment_name(index as u16));
-            segment
-                .file
-                .truncate(segment.used)
-                .map_err(at(&path, "truncate"))?;
-            segment.file.sync().map_err(at(&path, "fsync"))?;
-        }
+        self.segments.finish()?;
         let records = self.records.len() as u64;
         let mut table = Header {
             minor: 0,
@@ -387,7 +284,6 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if !self.published {
-            self.segments.clear();
             // Nothing can be reported here; what stays is removed by the next start-up scan.
             let _ = super::store::remove_tree(&*self.storage, &self.temporary);
         }
