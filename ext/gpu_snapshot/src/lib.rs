@@ -1,3 +1,11 @@
-//! gpu_snapshot
+//! Snapshots of GPU workers: the device trait, the file format and the restore pipeline.
+//! It must never hand a byte to a process that was not verified, and never know Python outside `py`.
+
+pub mod device;
+pub mod error;
+pub mod soft;
+
 #[cfg(feature = "python")]
 pub mod py;
+
+pub use error::{Error, Result};

@@ -1,4 +1,4 @@
-"""Objects from and to `ixmeta.Obj` messages, without loss.
+"""Objects and manifests from and to `ixmeta.Obj` messages, without loss.
 
 Must never check more or less than the manifest codec does.
 """
@@ -6,31 +6,44 @@ Must never check more or less than the manifest codec does.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from inferx.domain.codec import parse_json, parse_manifest
+from inferx.domain.codec import dump_manifest, parse_json, parse_manifest
 from inferx.domain.meta import Object
 from inferx.rpc import ixmeta_pb2
 
 EXTRA_ANNOTATION = "inferx/envelope-extra"
+_ENVELOPE = {
+    "type", "tenant", "namespace", "name", "labels", "annotations", "revision", "object",
+}  # fmt: skip
 
 
 def to_proto(obj: Object[Any]) -> ixmeta_pb2.Obj:
-    """The object as a message; unknown envelope members travel in an annotation."""
-    meta = obj.meta
-    annotations = dict(meta.annotations)
-    if obj.extra:
-        annotations[EXTRA_ANNOTATION] = _dumps(obj.extra)
+    """The object as a message."""
+    return message_of(dump_manifest(obj))
+
+
+def message_of(manifest: Mapping[str, Any], revision: int | None = None) -> ixmeta_pb2.Obj:
+    """A manifest as a message; unknown members of the envelope travel in an annotation.
+
+    `revision` replaces the manifest's own.
+    """
+    annotations = dict(manifest.get("annotations") or {})
+    extra = {name: value for name, value in manifest.items() if name not in _ENVELOPE}
+    if extra:
+        annotations[EXTRA_ANNOTATION] = _dumps(extra)
+    at = manifest.get("revision", 0) if revision is None else revision
     return ixmeta_pb2.Obj(
-        kind=meta.kind,
-        tenant=meta.tenant,
-        namespace=meta.namespace,
-        name=meta.name,
-        revision=meta.revision,
-        channel_rev=meta.revision,
-        labels=[ixmeta_pb2.KV(key=k, val=v) for k, v in meta.labels.items()],
+        kind=manifest["type"],
+        tenant=manifest["tenant"],
+        namespace=manifest["namespace"],
+        name=manifest["name"],
+        revision=at,
+        channel_rev=at,
+        labels=[ixmeta_pb2.KV(key=k, val=v) for k, v in (manifest.get("labels") or {}).items()],
         annotations=[ixmeta_pb2.KV(key=k, val=v) for k, v in annotations.items()],
-        data=_dumps(obj.raw),
+        data=_dumps(manifest["object"]),
     )
 
 
