@@ -33,16 +33,23 @@ COMMANDS = {
 class UserError(click.ClickException):
     """An `InferxError` on its way to the terminal."""
 
+    exit_code = EXIT_ERROR
+
     def __init__(self, error: InferxError) -> None:
         super().__init__(error.message)
         self.error = error
-        self.exit_code = EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_ERROR
 
     def format_message(self) -> str:
         """The message, then the machine-readable code when it adds something."""
         if isinstance(self.error, BadRequest | ConfigError | Unavailable):
             return self.message
         return f"{self.message} ({self.error.code})"
+
+
+class UnreachableError(UserError):
+    """The platform cannot be reached; programs tell this from a refusal by the exit code."""
+
+    exit_code = EXIT_UNREACHABLE
 
 
 class Commands(click.Group):
@@ -79,7 +86,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except InferxError as error:
-            raise UserError(error) from error
+            kind = UnreachableError if isinstance(error, Unavailable) else UserError
+            raise kind(error) from error
 
 
 @click.group(

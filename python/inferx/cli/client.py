@@ -18,6 +18,7 @@ from inferx import config
 from inferx.errors import BadRequest, ConfigError, InferxError, Unavailable, from_code
 
 DEFAULT_SERVER = "http://127.0.0.1:4000"
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 
@@ -72,6 +73,8 @@ class Gateway:
             base_url=url,
             headers=headers,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            # A proxy of the environment cannot reach this machine's own loopback address.
+            trust_env=urlsplit(url).hostname not in LOOPBACK_NAMES,
         )
 
     def close(self) -> None:
@@ -118,7 +121,7 @@ class Gateway:
             yield
         except httpx.ConnectError as error:
             raise Unavailable(
-                f"no InferX answers at {self.url} (from {self._origin}); "
+                f"no InferX answers at {self.url} ({self._origin}); "
                 "start one with `inferx up`, or name one with --server"
             ) from error
         except httpx.InvalidURL as error:

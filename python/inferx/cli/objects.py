@@ -13,9 +13,9 @@ import click
 from inferx.cli.client import Gateway, path
 from inferx.cli.manifests import Manifest, load
 from inferx.cli.options import (
-    ObjectType,
     Scope,
     object_key,
+    object_type,
     output_option,
     scope_options,
     server_option,
@@ -101,8 +101,8 @@ def _same(stored: Document, wanted: Document) -> bool:
     )
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
-@click.argument("kind", metavar="TYPE", type=ObjectType())
+@click.command()
+@click.argument("kind", metavar="TYPE", callback=object_type)
 @click.argument("name", required=False)
 @scope_options
 @output_option
@@ -127,7 +127,7 @@ def get(
 
 
 @click.command("list")
-@click.argument("kind", metavar="TYPE", type=ObjectType())
+@click.argument("kind", metavar="TYPE", callback=object_type)
 @scope_options
 @output_option
 @server_option
@@ -172,7 +172,7 @@ def _show(kind: str, documents: list[Document], output: str, scope: Scope) -> No
 
 
 @click.command()
-@click.argument("kind", metavar="[TYPE]", type=ObjectType(), required=False)
+@click.argument("kind", metavar="[TYPE]", callback=object_type, required=False)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @files_option
 @scope_options

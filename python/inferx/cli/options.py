@@ -78,18 +78,12 @@ def output_option(command: _F) -> _F:
     )(command)
 
 
-class ObjectType(click.ParamType):
-    """A type of object, in singular or plural."""
-
-    name = "type"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The type's one name; a usage error that lists them otherwise."""
-        found = TYPES.get(str(value).lower())
-        if found is None:
-            known = ", ".join(dict.fromkeys(TYPES.values()))
-            self.fail(f"{value!r} is not a type; there are {known}", param, ctx)
-        return found
+def object_type(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """The one name of a type given in singular or plural; a usage error that lists them."""
+    if value is not None and value.lower() not in TYPES:
+        known = ", ".join(dict.fromkeys(TYPES.values()))
+        raise click.BadParameter(f"{value!r} is not a type; there are {known}")
+    return None if value is None else TYPES[value.lower()]
 
 
 def function_key(text: str, scope: Scope) -> Key:

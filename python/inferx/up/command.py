@@ -5,8 +5,6 @@ Must never do more than turn a command line into a call of the supervisor or of 
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import os
 import signal
 import sys
@@ -17,6 +15,7 @@ from pathlib import Path
 import click
 
 from inferx import config
+from inferx.domain.nodeconfig import RUNTIMES
 from inferx.errors import ConfigError
 from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
@@ -40,7 +39,7 @@ from inferx.up.settings import SIMULATED_DEFAULT, Settings
 )
 @click.option(
     "--runtime",
-    type=click.Choice(config.RUNTIMES),
+    type=click.Choice(RUNTIMES),
     default="process",
     show_default=True,
     help="How workers are run.",
@@ -103,12 +102,7 @@ def run(service: str | None, config_file: Path | None, supervised: bool) -> None
     name = config.service_name(service) if service else settings.run_service
     if not name:
         raise ConfigError(f"say which service: {', '.join(config.SERVICES)}, or set RUN_SERVICE")
-    sys.exit(_run(name, settings))
-
-
-def _run(name: str, settings: config.NodeConfig) -> int:
-    outcome = import_module(f"services.{name}").run(settings)
-    return int((asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome) or 0)
+    sys.exit(import_module(f"services.{name}").run(settings))
 
 
 def _end_with_supervisor() -> None:

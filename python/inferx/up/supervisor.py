@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import httpx
 
@@ -29,6 +30,7 @@ STOP_ORDER = ("gateway", "scheduler", "nodeagent", "statesvc")
 STOP_SECONDS = {"gateway": 20.0, "scheduler": 5.0, "nodeagent": 25.0, "statesvc": 5.0}
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.03
+ECHO_SECONDS = 0.2
 # Variables that point a service somewhere else than this machine's own node.json says.
 FOREIGN = (
     "RUN_SERVICE", "POD_IP", "NODE_NAME", "ETCD_ADDR", "ETCD_ADDRS", "STATESVC_ADDR",
@@ -45,10 +47,10 @@ class Supervisor:
         self._say = say
         self._started_ms = int(time.time() * 1000)
         self._children: dict[str, Child] = {}
-        self._watchers: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
         self._url = f"http://{ports.LOOPBACK}:{settings.port}"
-        self._folder: Folder | None = None
 
     async def run(self) -> None:
         """Runs the platform until SIGINT or SIGTERM; a second signal kills what still runs.
@@ -57,8 +59,7 @@ class Supervisor:
         started has ended by then, too.
         """
         begun = time.monotonic()
-        ports.require_free(self._settings.port) if not self._settings.directory.exists() else None
-        self._folder = folder = claim(self._settings.directory, self._say)
+        folder = claim(self._settings.directory, self._say)
         try:
             ports.require_free(self._settings.port)
             self._prepare(folder)
@@ -116,24 +117,27 @@ class Supervisor:
             loop.add_signal_handler(number, stop)
 
     async def _until_stopped(self, folder: Folder, begun: float) -> None:
-        """Start, wait for a signal; the first child that gives up ends it with its error."""
-        starting = asyncio.create_task(self._start(folder, begun))
+        """Start, wait for a signal; the first task that fails ends it with its error."""
+        self._watch(self._start(folder, begun))
         stopped = asyncio.create_task(self._stop.wait())
-        waiting: set[asyncio.Task[None]] = {starting}
         try:
-            while not self._stop.is_set():
-                done, _ = await asyncio.wait(
-                    {*waiting, *self._watchers, stopped},
-                    return_when=asyncio.FIRST_COMPLETED,
-                    timeout=POLL_SECONDS if starting in waiting else None,
-                )
-                for task in done - {stopped}:
-                    task.result()
-                waiting -= done
+            ends: set[asyncio.Future[Any]] = {stopped, self._failure}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                self._failure.result()
         finally:
-            for task in (starting, stopped):
-                task.cancel()
-            await asyncio.gather(starting, stopped, return_exceptions=True)
+            stopped.cancel()
+
+    def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` beside everything else; its error ends the platform."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) and not self._failure.done():
+                self._failure.set_exception(error)
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(ended)
+        self._tasks.append(task)
 
     async def _start(self, folder: Folder, begun: float) -> None:
         document = config.load(folder.config_file, {})
@@ -157,9 +161,9 @@ class Supervisor:
     async def _spawn(self, name: str) -> None:
         child = self._children[name]
         await child.spawn()
-        self._watchers.append(asyncio.create_task(child.keep_running(), name=name))
+        self._watch(child.keep_running())
         if self._settings.verbose:
-            self._watchers.append(asyncio.create_task(self._echo(child)))
+            self._watch(self._echo(child))
 
     async def _listening(self, name: str, port: int, begun: float) -> None:
         """Waits until the service accepts connections."""
@@ -208,7 +212,7 @@ class Supervisor:
             while True:
                 for line in log:
                     self._say(f"[{child.name}] {line.rstrip()}")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(ECHO_SECONDS)
 
     async def _stop_all(self) -> None:
         running = [n for n in STOP_ORDER if n in self._children and self._children[n].process]
@@ -217,9 +221,9 @@ class Supervisor:
         for name in STOP_ORDER:
             if name in self._children:
                 await self._children[name].stop()
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if running:
             self._say("stopped")
 
