@@ -24,8 +24,9 @@ from inferx.agent.logs import PodLog
 from inferx.agent.pod import TERMINAL, Pod, Room, Tools
 from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
-from inferx.agent.view import Key, View
+from inferx.agent.view import AgentView
 from inferx.domain.cluster import Alloc
+from inferx.domain.meta import check_name
 from inferx.errors import (
     BadRequest,
     ConfigError,
@@ -77,7 +78,7 @@ class CreateRequest:
 class Manager:
     """The node's registry of pods. Everything of it lies under one folder, locked by one agent."""
 
-    def __init__(self, identity: Identity, parts: Parts, view: View, folder: Path) -> None:
+    def __init__(self, identity: Identity, parts: Parts, view: AgentView, folder: Path) -> None:
         self._view = view
         self._folder = folder
         self._tools = Tools(
@@ -205,6 +206,8 @@ class Manager:
             raise Unavailable("this node agent is stopping")
         if not POD_ID.fullmatch(pod_id):
             raise BadRequest(f"id: {pod_id!r} is not a pod id")
+        for part in ("tenant", "namespace", "funcname"):
+            check_name(getattr(request.key, part), part)
         folder = self._folder / pod_id
         if folder.exists():
             raise InvalidState(f"pod {pod_id} has ended on this node; use a new id")
@@ -274,12 +277,10 @@ class Manager:
         self._pods[pod.key.id] = pod
 
     def _report(self, pod: Pod) -> None:
-        self._view.publish(
-            _view_key(pod), pod.describe(), pod.record.labels, pod.record.annotations
-        )
+        self._view.show_pod(pod)
         if pod.state == "Terminated":
             self._pods.pop(pod.key.id, None)
-            self._view.remove(_view_key(pod))
+            self._view.remove_pod(pod)
 
     async def _adopt(self, folder: Path, record: records.Record) -> None:
         if record.state in TERMINAL:
@@ -338,12 +339,8 @@ class Manager:
             if rank >= FINISHED_KEPT_MAX or ended_ms < _now_ms() - FINISHED_KEPT_MS:
                 pod = self._pods.pop(folder.name, None)
                 if pod is not None:
-                    self._view.remove(_view_key(pod))
+                    self._view.remove_pod(pod)
                 shutil.rmtree(folder)
-
-
-def _view_key(pod: Pod) -> Key:
-    return ("pod", pod.key.tenant, pod.key.namespace, pod.key.id)
 
 
 def _now_ms() -> int:

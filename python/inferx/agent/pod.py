@@ -392,7 +392,7 @@ class Pod:
         log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
         self.tools.report(self)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> cluster.Pod:
         """The pod as others see it: the `object` of its kind."""
         return cluster.Pod(
             funcname=self.key.funcname,
@@ -410,4 +410,4 @@ class Pod:
                 start=self.record.start,
                 error=self.record.error,
             ),
-        ).to_raw()
+        )
