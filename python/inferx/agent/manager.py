@@ -19,6 +19,7 @@ import httpx
 
 from inferx.agent import records
 from inferx.agent.epoch import EpochGuard
+from inferx.agent.housekeeping import Housekeeper
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
 from inferx.agent.pod import TERMINAL, Pod, Room, Tools
@@ -38,10 +39,6 @@ from inferx.errors import (
 )
 
 log = logging.getLogger("inferx.agent")
-
-HOUSEKEEPING_S = 2.0
-FINISHED_KEPT_MAX = 32
-FINISHED_KEPT_MS = 10 * 60 * 1000
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,8 @@ class Manager:
                 await self._adopt(folder, record)
             except InferxError as error:
                 log.error("pod %s cannot be adopted: %s", record.key.id, error)
-        self._housekeeper = asyncio.create_task(self._keep_house(), name="housekeeping")
+        keeper = Housekeeper(self._folder, self._live_ids, self._forget)
+        self._housekeeper = asyncio.create_task(keeper.run(), name="housekeeping")
 
     async def stop_all(self) -> None:
         """End every pod and take no new ones; raises the first error after all were tried."""
@@ -233,7 +231,7 @@ class Manager:
             self._tools.ledger.release(pod_id)
             self._tools.ledger.stay(room.ids)
             raise StartFailed(f"pod {pod_id}: {error}") from error
-        self._take_in(pod)
+        self._pods[pod.key.id] = pod
         pod.begin("start", room)
         return pod
 
@@ -273,9 +271,6 @@ class Manager:
             continue
         return port
 
-    def _take_in(self, pod: Pod) -> None:
-        self._pods[pod.key.id] = pod
-
     def _report(self, pod: Pod) -> None:
         self._view.show_pod(pod)
         if pod.state == "Terminated":
@@ -286,12 +281,12 @@ class Manager:
         if record.state in TERMINAL:
             if record.state == "Failed":
                 pod = Pod(self._tools, folder, record)
-                self._take_in(pod)
+                self._pods[pod.key.id] = pod
                 self._report(pod)
             return
         pod = Pod(self._tools, folder, record)
         pod.worker = await self._tools.runtime.adopt(record.key.id, record.worker)
-        self._take_in(pod)
+        self._pods[pod.key.id] = pod
         if pod.worker is None:
             pod.lost("the worker ended while the agent was away")
             return
@@ -313,34 +308,15 @@ class Manager:
             raise NotFound(f"pod {key.id} is not one of {key.funcname} on this node")
         return PodLog(folder)
 
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            try:
-                for pod in self.pods:
-                    pod.log.rotate()
-                self._forget_finished()
-            except OSError:
-                log.exception("housekeeping of %s failed, trying again", self._folder)
+    def _live_ids(self) -> set[str]:
+        """Pods whose folders must stay: not ended, or still holding VRAM (could not be killed)."""
+        held = self._tools.ledger.held_mb
+        return {pod.key.id for pod in self.pods if pod.state not in TERMINAL or held(pod.key.id)}
 
-    def _forget_finished(self) -> None:
-        """Remove the folders of pods that ended long ago, or before many others."""
-        ended = []
-        for folder in self._folder.iterdir():
-            if not folder.is_dir():
-                continue
-            pod = self._pods.get(folder.name)
-            if pod is None or (
-                pod.state in TERMINAL and not self._tools.ledger.held_mb(pod.key.id)
-            ):
-                ended.append((folder.stat().st_mtime_ns // 1_000_000, folder))
-        ended.sort(reverse=True)
-        for rank, (ended_ms, folder) in enumerate(ended):
-            if rank >= FINISHED_KEPT_MAX or ended_ms < _now_ms() - FINISHED_KEPT_MS:
-                pod = self._pods.pop(folder.name, None)
-                if pod is not None:
-                    self._view.remove_pod(pod)
-                shutil.rmtree(folder)
+    def _forget(self, pod_id: str) -> None:
+        pod = self._pods.pop(pod_id, None)
+        if pod is not None:
+            self._view.remove_pod(pod)
 
 
 def _now_ms() -> int:
