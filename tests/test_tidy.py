@@ -79,7 +79,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 def test_layers_import_downwards_only() -> None:
     wrong = []
     for path in tracked(".py"):
-        if not path.is_relative_to(PACKAGE) or path.parent == PACKAGE and path.stem == "__init__":
+        if not path.is_relative_to(PACKAGE) or (path.parent == PACKAGE and path.stem == "__init__"):
             continue
         part = part_of(path)
         assert part in LAYERS, f"{relative(path)}: give `{part}` a layer in tests/test_tidy.py"
