@@ -241,7 +241,6 @@ def test_a_stuck_leftover_is_ended_by_the_next_start(platform: Up) -> None:
     first.kill()
     finish(first)
     second = platform.start()
-    os.kill(stuck, signal.SIGCONT)
     output = platform.ready(second)
     assert not processes.is_same(stuck, old["start_ticks"]["gateway"])
     assert f"ending gateway (process {stuck}), left over" in output
