@@ -1,11 +1,14 @@
 //! Snapshots of GPU workers: the device trait, the file format and the restore pipeline.
 //! It must never hand a byte to a process that was not verified, and never know Python outside `py`.
 
+pub mod buffer;
 pub mod device;
 pub mod error;
+pub mod image;
 pub mod soft;
+pub mod storage;
 
 #[cfg(feature = "python")]
 pub mod py;
 
-pub use error::{Error, Result};
+pub use error::{BadChunk, Error, Result};

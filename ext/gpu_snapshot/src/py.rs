@@ -8,6 +8,13 @@ use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+pyo3::create_exception!(
+    inferx._ext,
+    SnapshotError,
+    pyo3::exceptions::PyException,
+    "A snapshot is corrupt, unsupported or of another machine, or its job was cancelled."
+);
+
 const MIB: u64 = 1 << 20;
 
 impl From<Error> for PyErr {
@@ -18,6 +25,7 @@ impl From<Error> for PyErr {
             Error::Io { source, .. } => {
                 PyOSError::new_err((source.raw_os_error(), error.to_string()))
             }
+            _ => SnapshotError::new_err(error.to_string()),
         }
     }
 }
@@ -91,5 +99,6 @@ impl SoftDevice {
 
 /// Adds this crate's classes to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("SnapshotError", module.py().get_type::<SnapshotError>())?;
     module.add_class::<SoftDevice>()
 }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import pynvml
+import pynvml  # type: ignore[import-untyped]
 
 from inferx._ext import SoftDevice
 from inferx.config import SimulatedGpu
@@ -66,7 +66,7 @@ class SimulatedDevice:
 
 
 class RealDevice:
-    """A device of the machine: the worker itself allocates; the driver is asked before it starts."""
+    """A device of the machine: the worker allocates; its driver is asked before that."""
 
     def __init__(self, info: GpuInfo) -> None:
         self.info = info

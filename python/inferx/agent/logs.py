@@ -1,6 +1,6 @@
 """A pod's log: the worker writes the file directly, so that it survives a restart of the agent.
 
-Must never grow beyond two files of the size limit (plus what comes in between two checks).
+Must never keep more than three times the size limit (plus what comes in between two checks).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class PodLog:
         """Copy and truncate the file when it is over its limit; whether that was so."""
         if _size(self.path) <= self._file_bytes_max:
             return False
-        kept = _read(self.path, max(0, _size(self.path) - self._file_bytes_max))
+        # What came beyond the limit since the last check is kept too, within reason.
+        kept = _read(self.path, max(0, _size(self.path) - 2 * self._file_bytes_max))
         temporary = self._older.with_suffix(".tmp")
         temporary.write_bytes(kept)
         temporary.chmod(0o600)

@@ -26,7 +26,15 @@ from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
 from inferx.agent.view import Key, View
 from inferx.domain.cluster import Alloc
-from inferx.errors import BadRequest, ConfigError, InferxError, InvalidState, NotFound, StartFailed
+from inferx.errors import (
+    BadRequest,
+    ConfigError,
+    InferxError,
+    InvalidState,
+    NotFound,
+    StartFailed,
+    Unavailable,
+)
 
 log = logging.getLogger("inferx.agent")
 
@@ -85,6 +93,7 @@ class Manager:
         self._lock = _lock(folder / "lock")
         self.epochs = EpochGuard(folder / "epoch")
         self._pods: dict[str, Pod] = {}
+        self._closing = False
         self._housekeeper: asyncio.Task[None] | None = None
 
     @property
@@ -170,7 +179,8 @@ class Manager:
         self._housekeeper = asyncio.create_task(self._keep_house(), name="housekeeping")
 
     async def stop_all(self) -> None:
-        """End every pod; raises the first error after all were tried."""
+        """End every pod and take no new ones; raises the first error after all were tried."""
+        self._closing = True
         ends = [pod.terminate() for pod in self.pods]
         outcomes = await asyncio.gather(*ends, return_exceptions=True)
         for outcome in outcomes:
@@ -191,6 +201,8 @@ class Manager:
     def _admit(self, request: CreateRequest) -> Pod:
         """Judge, count and begin; nothing is awaited here, so nobody comes in between."""
         pod_id = request.key.id
+        if self._closing:
+            raise Unavailable("this node agent is stopping")
         if not POD_ID.fullmatch(pod_id):
             raise BadRequest(f"id: {pod_id!r} is not a pod id")
         folder = self._folder / pod_id

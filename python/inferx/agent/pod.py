@@ -341,7 +341,8 @@ class Pod:
         asking = asyncio.create_task(probe.until_ready(timeout_s))
         ending = asyncio.create_task(self._ending.wait())
         try:
-            await asyncio.wait([asking, ending, worker.exited], return_when=asyncio.FIRST_COMPLETED)
+            first: list[asyncio.Future[Any]] = [asking, ending, worker.exited]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if worker.exited.done():
                 raise StartFailed(f"worker {worker.exited.result()} before it was ready")
             if self._ending.is_set():

@@ -73,10 +73,10 @@ class Probe:
             )
 
     async def _ask(
-        self, method: str, path: str, timeout: float | httpx.Timeout, json: Any = None
+        self, method: str, path: str, limits: float | httpx.Timeout, json: Any = None
     ) -> bool:
         url = f"{self._base}/{path.lstrip('/')}"
-        async with self._client.stream(method, url, json=json, timeout=timeout) as answer:
+        async with self._client.stream(method, url, json=json, timeout=limits) as answer:
             self._refused = False
             body = b""
             async for piece in answer.aiter_bytes():

@@ -42,7 +42,7 @@ class Registrar:
         while True:
             try:
                 async with channel(self._addrs[turn % len(self._addrs)]) as open_channel:
-                    stub = ixmeta_pb2_grpc.IxMetaServiceStub(open_channel)
+                    stub = ixmeta_pb2_grpc.IxMetaServiceStub(open_channel)  # type: ignore[no-untyped-call]
                     while True:
                         await self._put(stub)
                         if not self.registered.is_set():
@@ -59,10 +59,17 @@ class Registrar:
 
     async def _put(self, stub: ixmeta_pb2_grpc.IxMetaServiceStub) -> None:
         wanted = self._node.to_raw()
-        home = {"tenant": "system", "namespace": "system", "name": self._name}
-        obj = pb.Obj(kind="node", data=orjson.dumps(wanted).decode(), **home)
+        obj = pb.Obj(
+            kind="node",
+            tenant="system",
+            namespace="system",
+            name=self._name,
+            data=orjson.dumps(wanted).decode(),
+        )
         try:
-            request = pb.GetRequestMessage(obj_type="node", **home)
+            request = pb.GetRequestMessage(
+                obj_type="node", tenant="system", namespace="system", name=self._name
+            )
             found = await call(stub.Get, request, CALL_TIMEOUT_S)
         except NotFound:
             found = None

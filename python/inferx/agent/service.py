@@ -149,15 +149,16 @@ class Agent:
         """Adopt what runs, then listen, then register; raises Unavailable for a taken port."""
         await self.manager.adopt_all()
         config = self._config
-        servicer, viewer = AgentServicer(self.manager), ViewServicer(self.view)
+        add_pods: Any = na_pb2_grpc.add_NodeAgentServiceServicer_to_server
+        add_view: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
         pods = await serve(
             f"{config.host_ip}:{config.podmgr_port}",
-            [lambda server: na_pb2_grpc.add_NodeAgentServiceServicer_to_server(servicer, server)],
+            [lambda server: add_pods(AgentServicer(self.manager), server)],
         )
         self._servers.append(pods)
         state = await serve(
             f"{config.host_ip}:{config.agent_state_port}",
-            [lambda server: ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server(viewer, server)],
+            [lambda server: add_view(ViewServicer(self.view), server)],
         )
         self._servers.append(state)
         node = describe_node(config, self.ledger, pods.port, state.port)

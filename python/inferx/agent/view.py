@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from inferx import __version__
+from inferx._ext import __version__
 from inferx.errors import BadRequest, Compacted, Forbidden, NotFound
 from inferx.rpc import ixmeta_pb2 as pb
 from inferx.rpc import ixmeta_pb2_grpc
@@ -80,7 +80,7 @@ class View:
         """The object's current form."""
         return self._objects.get(key)
 
-    def list(self, kind: str, tenant: str, namespace: str) -> list[pb.Obj]:
+    def find(self, kind: str, tenant: str, namespace: str) -> list[pb.Obj]:
         """The objects of a kind; an empty tenant or namespace means all."""
         return [
             obj
@@ -129,7 +129,7 @@ class ViewServicer(ixmeta_pb2_grpc.IxMetaServiceServicer):
 
     async def List(self, request: pb.ListRequestMessage, context: Any) -> pb.ListResponseMessage:
         _check_kind(request.obj_type)
-        objs = self._view.list(request.obj_type, request.tenant, request.namespace)
+        objs = self._view.find(request.obj_type, request.tenant, request.namespace)
         return pb.ListResponseMessage(revision=self._view.revision, objs=objs)
 
     async def Watch(self, request: pb.ListRequestMessage, context: Any) -> AsyncIterator[pb.WEvent]:
@@ -142,7 +142,7 @@ class ViewServicer(ixmeta_pb2_grpc.IxMetaServiceServicer):
         revision = request.revision
         if revision == 0:
             revision = self._view.revision
-            for obj in self._view.list(request.obj_type, request.tenant, request.namespace):
+            for obj in self._view.find(request.obj_type, request.tenant, request.namespace):
                 yield pb.WEvent(event_type=pb.ADDED, obj=obj)
             yield pb.WEvent(event_type=pb.INIT_DONE)
         while True:

@@ -28,7 +28,12 @@ from inferx.errors import (
     Unavailable,
     from_code,
 )
-from inferx.rpc.server import ERROR_METADATA, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
+from inferx.rpc.server import (
+    ERROR_METADATA,
+    MESSAGE_BYTES_MAX,
+    METADATA_BYTES_MAX,
+    WARNINGS_METADATA,
+)
 
 _ResponseT = TypeVar("_ResponseT")
 
@@ -89,6 +94,20 @@ async def call(
     if text:  # an older server answers with a status of OK and this text only
         raise InferxError(text)
     return response
+
+
+async def write(method: Any, request: Any, timeout_s: float | None = 10.0) -> tuple[Any, list[str]]:
+    """Like `call`, with the warnings of the state service about the written object."""
+    pending = method(request, timeout=timeout_s)
+    try:
+        response = await pending
+        metadata = await pending.trailing_metadata()
+    except grpc.aio.AioRpcError as error:
+        raise typed(error) from error
+    for name, value in metadata or ():
+        if name == WARNINGS_METADATA:
+            return response, [str(item) for item in orjson.loads(value)]
+    return response, []
 
 
 def typed(error: grpc.aio.AioRpcError) -> InferxError:

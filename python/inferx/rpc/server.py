@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import json
 import logging
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from google.protobuf import descriptor_pool, message_factory
 from inferx.errors import InferxError, NotSupported, Unavailable
 
 ERROR_METADATA = "inferx-error"
+WARNINGS_METADATA = "inferx-warnings"
 MESSAGE_BYTES_MAX = 64 << 20
 METADATA_BYTES_MAX = 64 << 10
 MESSAGE_CHARS_MAX = 16 << 10
@@ -181,7 +183,19 @@ async def serve(addr: str, registrations: Iterable[Registration]) -> Server:
     return Server(server, port)
 
 
-async def run_until(stop: asyncio.Event, server: Server, grace_s: float = 2.0) -> None:
-    """Serve until `stop` is set, then drain."""
-    await stop.wait()
-    await server.stop(grace_s)
+def set_warnings(context: Any, warnings: list[str]) -> None:
+    """Send `warnings` with the response, as many as fit into its trailing metadata."""
+    kept: list[str] = []
+    for warning in warnings[:50]:
+        kept.append(warning[:300])
+    if kept:
+        context.set_trailing_metadata(((WARNINGS_METADATA, json.dumps(kept)),))
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, for the main coroutine of a service."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop

@@ -120,10 +120,13 @@ class ObjectStore:
                         before = None
                         if now is None:
                             continue
+                    new = before is None
+                else:
+                    new = event.entry is not None and event.entry.create_revision == event.revision
                 if now is None:
                     yield gone
                 else:
-                    yield Change(ADDED if before is None else MODIFIED, now)
+                    yield Change(ADDED if new else MODIFIED, now)
 
     async def create(self, manifest: dict[str, Any], guards: Sequence[Guard] = ()) -> int:
         """Write a new object; `AlreadyExists` when it is there, `GuardFailed` for `guards`."""
