@@ -92,6 +92,7 @@ class Up:
 
     def __init__(self, base: Path) -> None:
         (base / "lib" / "services").mkdir(parents=True)
+        (base / "lib" / "services" / "__init__.py").touch()
         for name in SERVICES:
             (base / "lib" / "services" / f"{name}.py").write_text(STAND_IN)
         self.base, self.folder = base, base / "data"
