@@ -129,6 +129,7 @@ def setup_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])
+    logging.getLogger("grpc").setLevel(max(_LEVELS[level], logging.INFO))
     logging.getLogger("asyncio").setLevel(max(_LEVELS[level], logging.WARNING))
 
 
