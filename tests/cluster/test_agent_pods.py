@@ -55,10 +55,8 @@ class Node:
 
     async def __aenter__(self) -> Node:
         await self.agent.start()
-        spec = json.loads(self.agent.view.get(("node", "system", "system", "n1")).data)["spec"]
-        self._channels = [
-            channel(f"127.0.0.1:{spec[port]}") for port in ("podmgr_port", "state_port")
-        ]
+        ports = (self.agent.podmgr_port, self.agent.state_port)
+        self._channels = [channel(f"127.0.0.1:{port}") for port in ports]
         self.pods = na_pb2_grpc.NodeAgentServiceStub(self._channels[0])
         self.state = ixmeta_pb2_grpc.IxMetaServiceStub(self._channels[1])
         return self

@@ -1,6 +1,6 @@
 """The probe that decides whether a worker is ready: a health request or the sample query.
 
-Must never start, stop or judge a process; it only asks over HTTP until the answer is 200.
+Must never start or stop a process; it only asks over HTTP until the answer is 200.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 
+from inferx.agent.runtimes.protocol import Worker
 from inferx.agent.spec import coerce, sample_of
 from inferx.domain.function import FunctionSpec, SampleQuery
-from inferx.errors import StartFailed
+from inferx.errors import InvalidState, StartFailed
 
 RETRY_FIRST_S = 0.010
 RETRY_MAX_S = 0.050
@@ -94,6 +95,28 @@ class Probe:
         if self._refused:
             return "; the command has to listen on 127.0.0.1:$PORT, also written $(PORT) in it"
         return ""
+
+
+async def prove(probe: Probe, worker: Worker, interrupted: asyncio.Event, timeout_s: float) -> None:
+    """Wait for the worker's first 200.
+
+    Raises StartFailed when the worker ends or `timeout_s` passes before, and InvalidState when
+    `interrupted` is set before.
+    """
+    asking = asyncio.create_task(probe.until_ready(timeout_s))
+    waiting = asyncio.create_task(interrupted.wait())
+    try:
+        first: list[asyncio.Future[Any]] = [asking, waiting, worker.exited]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if worker.exited.done():
+            raise StartFailed(f"worker {worker.exited.result()} before it was ready")
+        if interrupted.is_set():
+            raise InvalidState("told to end before it was ready")
+        await asking
+    finally:
+        for task in (asking, waiting):
+            task.cancel()
+        await asyncio.gather(asking, waiting, return_exceptions=True)
 
 
 def prompt_body(sample: SampleQuery) -> Mapping[str, Any]:
