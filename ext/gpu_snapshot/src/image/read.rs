@@ -1,0 +1,293 @@
+//! Opening a published snapshot: everything but the chunks' bytes is checked before this returns.
+//! It must never give out a chunk's bytes without having checked them.
+
+use super::check::check_table;
+use super::commit::{COMMIT_LEN, Commit};
+use super::manifest::{MANIFEST_LEN_MAX, Manifest};
+use super::record::{Codec, HEADER_LEN, Header, RECORD_LEN, Record};
+use super::{COMMIT, MANIFEST, TABLE, segment_name};
+use crate::buffer::{HostBuffer, is_zero};
+use crate::error::BadChunk;
+use crate::storage::{Open, Storage, StoredFile, read_exact};
+use crate::{Error, Result};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The longest table that is read, bytes: four million chunks.
+const TABLE_LEN_MAX: u64 = 256 << 20;
+/// Bytes read at once when a further file is checked.
+const FILE_STEP: usize = 1 << 20;
+
+/// A published snapshot, open for reading. Its files stay readable when it is deleted meanwhile.
+pub struct Snapshot {
+    path: PathBuf,
+    manifest: Manifest,
+    records: Vec<Record>,
+    segments: Vec<Box<dyn StoredFile>>,
+}
+
+impl Snapshot {
+    /// Opens and checks COMMIT, manifest, table, file names and file lengths, in this order.
+    pub fn open(storage: &dyn Storage, path: &Path) -> Result<Self> {
+        let (commit, _) = read_whole(storage, path, COMMIT, COMMIT_LEN as u64)?;
+        let commit: [u8; COMMIT_LEN] = commit
+            .try_into()
+            .map_err(|_| Error::corrupt(COMMIT, format!("not {COMMIT_LEN} bytes")))?;
+        let commit = Commit::decode(&commit)?;
+        let manifest = read_manifest(storage, path, &commit)?;
+        let records = read_table(storage, path, &manifest)?;
+        check_table(&manifest, &records)?;
+        check_names(storage, path, &manifest)?;
+        let mut segments = Vec::with_capacity(manifest.segments.len());
+        for (index, segment) in (0u16..).zip(&manifest.segments) {
+            let name = segment_name(index);
+            let file = open(storage, path, &name, Open::ReadDirect)?;
+            check_len(&*file, &name, segment.len)?;
+            segments.push(file);
+        }
+        for listed in &manifest.files {
+            let file = open(storage, path, &listed.path, Open::Read)?;
+            check_len(&*file, &listed.path, listed.len)?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            manifest,
+            records,
+            segments,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Its chunks, by region and offset.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Whether all segments are read past the page cache.
+    pub fn direct(&self) -> bool {
+        self.segments.iter().all(|file| file.direct())
+    }
+
+    /// Length of the longest stored chunk, bytes; at least one page.
+    pub fn slot_len(&self) -> usize {
+        let longest = self
+            .records
+            .iter()
+            .map(|record| record.stored_len.max(record.raw_len))
+            .max();
+        (longest.unwrap_or(0).max(1) as usize).next_multiple_of(crate::buffer::PAGE)
+    }
+
+    /// Reads the chunk at `index` into `slot` and checks it; its raw bytes come first in the slot.
+    /// The text says why the chunk is bad.
+    pub fn read_chunk(&self, index: usize, slot: &mut [u8]) -> std::result::Result<(), String> {
+        let record = &self.records[index];
+        if record.codec == Codec::Zero {
+            slot[..record.raw_len as usize].fill(0);
+            return Ok(());
+        }
+        let stored = &mut slot[..record.stored_len as usize];
+        let segment = &*self.segments[usize::from(record.seg)];
+        read_exact(segment, stored, record.seg_off)
+            .map_err(|error| format!("{}: {error}", segment_name(record.seg)))?;
+        let crc = crc32c::crc32c(stored);
+        if crc != record.crc {
+            return Err(format!("crc32c is {crc:#010x}, not {:#010x}", record.crc));
+        }
+        Ok(())
+    }
+
+    /// Describes a bad chunk.
+    pub fn bad_chunk(&self, index: usize, why: String) -> BadChunk {
+        let Record {
+            region_id,
+            region_off,
+            ..
+        } = self.records[index];
+        BadChunk {
+            index,
+            region_id,
+            region_off,
+            why,
+        }
+    }
+
+    /// Reads and checks every byte, ids included; reports all bad chunks, not only the first.
+    pub fn verify(&self, storage: &dyn Storage) -> Result<()> {
+        let mut slot = HostBuffer::new(self.slot_len())?;
+        let mut bad = Vec::new();
+        for (index, record) in self.records.iter().enumerate() {
+            let slot = slot.bytes_mut();
+            let read = self.read_chunk(index, slot).and_then(|()| {
+                let (raw, padding) = slot.split_at(record.raw_len as usize);
+                let padded = record.stored_len.saturating_sub(record.raw_len) as usize;
+                if !is_zero(&padding[..padded]) {
+                    return Err("the padding is not zero".into());
+                }
+                let id = xxhash_rust::xxh3::xxh3_128(raw).to_be_bytes();
+                if id == record.id {
+                    Ok(())
+                } else {
+                    Err("the id does not match".into())
+                }
+            });
+            if let Err(why) = read {
+                bad.push(self.bad_chunk(index, why));
+            }
+        }
+        if !bad.is_empty() {
+            return Err(Error::BadChunks(bad));
+        }
+        self.verify_files(storage)
+    }
+
+    /// Reads and checks the further files.
+    pub fn verify_files(&self, storage: &dyn Storage) -> Result<()> {
+        let mut step = vec![0; FILE_STEP];
+        for listed in &self.manifest.files {
+            let file = open(storage, &self.path, &listed.path, Open::Read)?;
+            check_len(&*file, &listed.path, listed.len)?;
+            let mut hash = xxhash_rust::xxh3::Xxh3::new();
+            let mut at = 0;
+            while at < listed.len {
+                let count = (listed.len - at).min(FILE_STEP as u64) as usize;
+                read_exact(&*file, &mut step[..count], at)
+                    .map_err(|error| Error::io(format!("read {}", listed.path), error))?;
+                hash.update(&step[..count]);
+                at += count as u64;
+            }
+            if format!("{:032x}", hash.digest128()) != listed.xxh3 {
+                return Err(Error::corrupt(&listed.path, "xxh3-128 does not match"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(storage: &dyn Storage, dir: &Path, name: &str, how: Open) -> Result<Box<dyn StoredFile>> {
+    storage
+        .open(&dir.join(name), how)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::corrupt(name, "the file is missing"),
+            _ => Error::io(format!("open {}", dir.join(name).display()), error),
+        })
+}
+
+fn check_len(file: &dyn StoredFile, name: &str, expected: u64) -> Result<()> {
+    let len = file
+        .len()
+        .map_err(|error| Error::io(format!("stat {name}"), error))?;
+    if len == expected {
+        return Ok(());
+    }
+    Err(Error::corrupt(
+        name,
+        format!("length {len}, not {expected}"),
+    ))
+}
+
+/// A file's bytes and their blake3; the length is checked before anything is read.
+fn read_whole(
+    storage: &dyn Storage,
+    dir: &Path,
+    name: &str,
+    len: u64,
+) -> Result<(Vec<u8>, blake3::Hash)> {
+    let file = open(storage, dir, name, Open::Read)?;
+    check_len(&*file, name, len)?;
+    let mut bytes = vec![0; len as usize];
+    read_exact(&*file, &mut bytes, 0).map_err(|error| Error::io(format!("read {name}"), error))?;
+    let hash = blake3::hash(&bytes);
+    Ok((bytes, hash))
+}
+
+fn read_manifest(storage: &dyn Storage, dir: &Path, commit: &Commit) -> Result<Manifest> {
+    if commit.manifest_len > MANIFEST_LEN_MAX {
+        return Err(Error::corrupt(
+            COMMIT,
+            format!("manifest of {} bytes", commit.manifest_len),
+        ));
+    }
+    let (bytes, hash) = read_whole(storage, dir, MANIFEST, commit.manifest_len)?;
+    if hash != blake3::Hash::from(commit.manifest_blake3) {
+        return Err(Error::corrupt(MANIFEST, "blake3 does not match COMMIT"));
+    }
+    let manifest: Manifest = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::corrupt(MANIFEST, error.to_string()))?;
+    manifest.check()?;
+    Ok(manifest)
+}
+
+fn read_table(storage: &dyn Storage, dir: &Path, manifest: &Manifest) -> Result<Vec<Record>> {
+    let len = manifest.chunks.checked_mul(RECORD_LEN as u64);
+    let len = len.and_then(|len| len.checked_add(HEADER_LEN as u64));
+    let len = len.filter(|len| *len <= TABLE_LEN_MAX);
+    let Some(len) = len else {
+        return Err(Error::corrupt(
+            MANIFEST,
+            format!("{} chunks are too many", manifest.chunks),
+        ));
+    };
+    let (bytes, hash) = read_whole(storage, dir, TABLE, len)?;
+    let header = Header::decode(&bytes)?;
+    if header.records != manifest.chunks {
+        let why = format!(
+            "{} records, the manifest says {}",
+            header.records, manifest.chunks
+        );
+        return Err(Error::corrupt(TABLE, why));
+    }
+    let (records, _) = bytes[HEADER_LEN..].as_chunks::<RECORD_LEN>();
+    let records = records
+        .iter()
+        .enumerate()
+        .map(|(index, bytes)| Record::decode(bytes, index));
+    let records = records.collect::<Result<Vec<Record>>>()?;
+    // After the records, because their checksums say where the damage is.
+    if hash.to_hex().as_str() != manifest.table_blake3 {
+        return Err(Error::corrupt(TABLE, "blake3 does not match the manifest"));
+    }
+    Ok(records)
+}
+
+/// Refuses files that nobody listed: they are not covered by any checksum.
+fn check_names(storage: &dyn Storage, path: &Path, manifest: &Manifest) -> Result<()> {
+    let list = |path: &Path| {
+        storage
+            .list(path)
+            .map_err(|error| Error::io(format!("list {}", path.display()), error))
+    };
+    let mut known: BTreeSet<String> = [COMMIT, MANIFEST, TABLE].map(String::from).into();
+    known.extend(
+        (0u16..)
+            .zip(&manifest.segments)
+            .map(|(index, _)| segment_name(index)),
+    );
+    known.extend(manifest.files.iter().map(|file| file.path.clone()));
+    for entry in list(path)? {
+        let inside = if entry.is_dir {
+            list(&path.join(&entry.name))?
+        } else {
+            Vec::new()
+        };
+        let names = inside
+            .iter()
+            .map(|inner| format!("{}/{}", entry.name, inner.name));
+        let names = names.chain((!entry.is_dir).then(|| entry.name.clone()));
+        for name in names {
+            if !known.contains(&name) {
+                return Err(Error::corrupt(name, "the manifest does not list this file"));
+            }
+        }
+    }
+    Ok(())
+}
