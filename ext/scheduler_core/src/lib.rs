@@ -1,3 +1,4 @@
 //! scheduler_core
+pub mod place;
 #[cfg(feature = "python")]
 pub mod py;
