@@ -44,6 +44,7 @@ class EtcdServer:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
+            written = log.tell()
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, start_new_session=True
             )
@@ -51,10 +52,9 @@ class EtcdServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
+            if b"ready to serve client requests" in self._log.read_bytes()[written:]:
+                return
+            time.sleep(0.02)  # between looks at the log, until the deadline
         pytest.fail(f"etcd did not start:\n{self._log.read_text()[-2000:]}")
 
     def _end(self, number: signal.Signals) -> None:

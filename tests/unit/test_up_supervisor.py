@@ -92,6 +92,7 @@ class Up:
 
     def __init__(self, base: Path) -> None:
         (base / "lib" / "services").mkdir(parents=True)
+        (base / "lib" / "services" / "__init__.py").touch()
         for name in SERVICES:
             (base / "lib" / "services" / f"{name}.py").write_text(STAND_IN)
         self.base, self.folder = base, base / "data"
@@ -241,7 +242,6 @@ def test_a_stuck_leftover_is_ended_by_the_next_start(platform: Up) -> None:
     first.kill()
     finish(first)
     second = platform.start()
-    os.kill(stuck, signal.SIGCONT)
     output = platform.ready(second)
     assert not processes.is_same(stuck, old["start_ticks"]["gateway"])
     assert f"ending gateway (process {stuck}), left over" in output

@@ -249,7 +249,7 @@ def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.
         ("grpc.keepalive_timeout_ms", 3_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 3_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.max_receive_message_length", 64 << 20),
         ("grpc.enable_http_proxy", 0),
