@@ -27,7 +27,7 @@ from inferx.up.settings import Settings, describe_gpus, node_document
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
 # Calls end first, then nothing new is decided, then the workers end, and the store is last.
 STOP_ORDER = ("gateway", "scheduler", "nodeagent", "statesvc")
-STOP_SECONDS = {"gateway": 20.0, "scheduler": 5.0, "nodeagent": 25.0, "statesvc": 5.0}
+STOP_SECONDS = {"gateway": 35.0, "scheduler": 5.0, "nodeagent": 25.0, "statesvc": 5.0}
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.03
 ECHO_SECONDS = 0.2
