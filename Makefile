@@ -1,13 +1,63 @@
 # One entry for each chore; `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+$(INSTALLED): constraints.txt examples/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "InferX needs Python 3.11 or newer; say which with make PYTHON=..." >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "InferX needs Rust (cargo) to build" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r constraints.txt
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes --no-deps \
+	  -r examples/requirements.txt
+	@touch $@
+
+.PHONY: build
+build: $(INSTALLED) ## make the environment and the extension module (release)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(BIN):$$PATH maturin develop -q --release
+
+.PHONY: demo
+demo: build ## start the platform, deploy real functions, call them, print what happened
+	$(PY) scripts/demo.py
+
+.PHONY: test
+test: build ## install what the tests need and run all of them
+	scripts/test-deps
+	cargo test -q --workspace --no-default-features
+	$(PY) -m pytest -n 2 --dist loadgroup
+
+.PHONY: lint
+lint: build ## formatting, clippy, ruff, types, stub of the extension
+	cargo fmt --all --check
+	cargo clippy -q --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PY) -m mypy.stubtest inferx._ext --ignore-disjoint-bases
+
+.PHONY: audit
+audit: $(INSTALLED) ## known vulnerabilities in the locked dependencies (needs the advisory databases)
+	scripts/audit
+
+.PHONY: lock
+lock: ## resolve the Python dependencies again into constraints.txt (versions and hashes)
+	$(PYTHON) -m piptools compile -q --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host --strip-extras --allow-unsafe --all-extras -o constraints.txt pyproject.toml
 
 .PHONY: proto
-proto: ## generate the gRPC stubs from python/inferx/rpc/*.proto
-	cd python && ../$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. inferx/rpc/*.proto
+proto: $(INSTALLED) ## generate the gRPC stubs from the .proto files
+	cd python && $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
+	  --grpc_python_out=. $$(find inferx -name '*.proto')
+
+.PHONY: clean
+clean: ## remove everything that the build made
+	rm -rf $(VENV) target .cache python/inferx/_ext*.so

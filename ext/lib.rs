@@ -1,4 +1,4 @@
-//! The extension module `inferx._ext`: it adds what each crate registers and holds no logic of its own.
+//! The extension module `inferx._ext`: adds what each crate registers, holds no logic of its own.
 
 use pyo3::prelude::*;
 

@@ -203,6 +203,14 @@ class Unavailable(InferxError):
     grpc_code = "UNAVAILABLE"
 
 
+class NotSupported(InferxError):
+    """The called service does not serve this."""
+
+    code = "not_supported"
+    http_status = 501
+    grpc_code = "UNIMPLEMENTED"
+
+
 class ConfigError(InferxError):
     """The configuration is unusable; the message names the entry and where it came from."""
 
@@ -217,5 +225,5 @@ def _tree(root: type[InferxError]) -> dict[str, type[InferxError]]:
 
 
 def from_code(code: str) -> type[InferxError]:
-    """The class of a machine-readable code, `InferxError` for one that this version does not know."""
+    """The class of a machine-readable code; `InferxError` for a code that is unknown here."""
     return _tree(InferxError).get(code, InferxError)

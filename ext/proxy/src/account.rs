@@ -1,0 +1,148 @@
+//! The account of one call: its slot, its times, and the one record that it leaves.
+//! Must never be closed twice, nor be lost: dropping it counts as the client having left.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::{HeaderValue, Method};
+use tokio::time::Instant;
+
+use crate::dispatch::{Function, Hub, Slot};
+use crate::relay::UploadState;
+use crate::stats::Start;
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Complete,
+    Refused,
+    WorkerBroke,
+    ClientGone,
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Refused => "refused",
+            Self::WorkerBroke => "worker_broke",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}
+
+/// One call, from its head to the last byte of its answer.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub function: Arc<Function>,
+    pub request_id: HeaderValue,
+    pub method: Method,
+    pub started: Instant,
+    /// When the call got its slot for the first time.
+    pub granted: Option<Instant>,
+    pub first_byte: Option<Instant>,
+    pub slot: Option<Slot>,
+    pub status: u16,
+    pub bytes_out: u64,
+    pub upload: Arc<UploadState>,
+    hub: Arc<Hub>,
+    closed: bool,
+}
+
+impl Account {
+    pub(crate) fn open(
+        function: Arc<Function>,
+        request_id: HeaderValue,
+        method: Method,
+        hub: Arc<Hub>,
+    ) -> Self {
+        Self {
+            function,
+            request_id,
+            method,
+            started: Instant::now(),
+            granted: None,
+            first_byte: None,
+            slot: None,
+            status: 0,
+            bytes_out: 0,
+            upload: Arc::default(),
+            hub,
+            closed: false,
+        }
+    }
+
+    pub(crate) fn close(mut self, outcome: Outcome) {
+        self.settle(outcome);
+    }
+
+    fn settle(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        let now = Instant::now();
+        let stats = &self.function.stats;
+        match outcome {
+            Outcome::ClientGone => stats.client_gone.fetch_add(1, Ordering::Relaxed),
+            Outcome::WorkerBroke => stats.broken.fetch_add(1, Ordering::Relaxed),
+            Outcome::Complete | Outcome::Refused => 0,
+        };
+        if self.status == 0 {
+            // What nginx made the usual number for a client that left before the answer.
+            self.status = 499;
+        }
+        stats.count_status(self.status);
+        stats
+            .wait
+            .observe(self.granted.unwrap_or(now) - self.started);
+        if let Some(first_byte) = self.first_byte {
+            stats.first_byte.observe(first_byte - self.started);
+        }
+        let slot = self.slot.take();
+        self.hub
+            .outbox
+            .record(|out| self.encode(out, slot.as_ref(), outcome, now));
+    }
+
+    /// One msgpack array; the order of the fields is documented in `_ext.pyi`.
+    fn encode(&self, out: &mut Vec<u8>, slot: Option<&Slot>, outcome: Outcome, now: Instant) {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let ms =
+            |at: Option<Instant>| at.map_or(-1.0, |at| (at - self.started).as_secs_f64() * 1e3);
+        let text = |out: &mut Vec<u8>, text: &str| write_text(out, text);
+        let int = |out: &mut Vec<u8>, value: u64| {
+            // Writing to memory cannot fail.
+            let _ = rmp::encode::write_uint(out, value);
+        };
+        let float = |out: &mut Vec<u8>, value: f64| {
+            let _ = rmp::encode::write_f64(out, value);
+        };
+        let _ = rmp::encode::write_array_len(out, 13);
+        int(out, unix.as_millis() as u64);
+        text(out, self.request_id.to_str().unwrap_or_default());
+        text(out, self.method.as_str());
+        text(out, &self.function.key);
+        int(out, u64::from(self.status));
+        text(out, outcome.name());
+        text(out, slot.map_or("", |slot| &slot.worker.pod_id));
+        text(out, slot.map_or("", |slot| Start::name(slot.start)));
+        float(out, ms(self.granted));
+        float(out, ms(self.first_byte));
+        float(out, ms(Some(now)));
+        int(out, self.upload.bytes.load(Ordering::Relaxed));
+        int(out, self.bytes_out);
+    }
+}
+
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    let _ = rmp::encode::write_str(out, text);
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.settle(Outcome::ClientGone);
+    }
+}

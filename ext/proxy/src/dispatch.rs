@@ -1,0 +1,556 @@
+//! Who may call which worker now: per function a queue of parked calls and the slots of its workers.
+//! Must never touch a socket, and never hand out a slot that is not given back exactly once.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::events::{Event, Outbox};
+use crate::reply::Reject;
+use crate::stats::{FunctionStats, Gauges, Start};
+use crate::upstream::Upstream;
+
+/// Pause before more workers are asked for when a request for one was refused.
+const LEASE_BACKOFF: Duration = Duration::from_secs(1);
+
+/// What a function's policy says about waiting and scaling.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Calls that one worker serves at a time.
+    pub parallel: u32,
+    /// Most calls that wait.
+    pub queue_len: usize,
+    /// Longest wait.
+    pub queue_timeout: Duration,
+    /// Share of waiting calls, of all slots, that is accepted before another worker is asked for.
+    pub wait_ratio: f64,
+    /// Rest after which a worker is given back.
+    pub scalein_timeout: Duration,
+}
+
+/// What a function is at one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Definition {
+    /// Revision of the function object.
+    pub revision: i64,
+    /// How its calls wait and scale.
+    pub policy: Policy,
+    /// Names under which it is a model, besides its own.
+    pub model_names: Vec<String>,
+    /// The name that its worker gives the model, when it insists on one.
+    pub served_model: Option<String>,
+    /// Why calls are refused, when its tenant or namespace is disabled.
+    pub disabled: Option<String>,
+}
+
+/// What all functions share.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub outbox: Outbox,
+    pub parked: AtomicUsize,
+    pub parked_max: usize,
+}
+
+/// One worker under one lease.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub lease_id: u64,
+    pub pod_id: Box<str>,
+    pub slots: u32,
+    pub start: Start,
+    pub added: Instant,
+    pub upstream: Arc<Upstream>,
+}
+
+/// One function: its queue and its workers.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub key: Arc<str>,
+    pub stats: FunctionStats,
+    hub: Arc<Hub>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    definition: Arc<Definition>,
+    removed: bool,
+    /// Ordered by last use: the most recently used worker is last.
+    members: Vec<Member>,
+    waiting: VecDeque<Parked>,
+    ticket_next: u64,
+    /// Leases asked for and not answered yet.
+    requested: u32,
+    backoff_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Member {
+    worker: Arc<Worker>,
+    active: u32,
+    idle_since: Instant,
+    /// Belongs to an older revision: serves what it has and takes nothing new.
+    retiring: bool,
+}
+
+#[derive(Debug)]
+struct Parked {
+    ticket: u64,
+    since: Instant,
+    grant: oneshot::Sender<Result<Slot, Reject>>,
+}
+
+/// The answer to a call that wants in.
+pub(crate) enum Admission {
+    Slot(Slot),
+    Wait(Waiter),
+    Refused(Reject),
+}
+
+impl Member {
+    fn has_room(&self) -> bool {
+        !self.retiring && self.active < self.worker.slots
+    }
+}
+
+impl State {
+    fn parallel(&self) -> f64 {
+        f64::from(self.definition.policy.parallel.max(1))
+    }
+
+    fn slots(&self) -> u64 {
+        let usable = self.members.iter().filter(|member| !member.retiring);
+        usable.map(|member| u64::from(member.worker.slots)).sum()
+    }
+
+    fn active(&self) -> u64 {
+        let usable = self.members.iter().filter(|member| !member.retiring);
+        usable.map(|member| u64::from(member.active)).sum()
+    }
+
+    fn remove(&mut self, lease_id: u64) -> Option<Member> {
+        let at = self
+            .members
+            .iter()
+            .position(|member| member.worker.lease_id == lease_id)?;
+        Some(self.members.remove(at))
+    }
+}
+
+impl Function {
+    pub(crate) fn new(key: Arc<str>, definition: Definition, hub: Arc<Hub>) -> Self {
+        Self {
+            key,
+            stats: FunctionStats::default(),
+            hub,
+            state: Mutex::new(State {
+                definition: Arc::new(definition),
+                removed: false,
+                members: Vec::new(),
+                waiting: VecDeque::new(),
+                ticket_next: 0,
+                requested: 0,
+                backoff_until: None,
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn definition(&self) -> Arc<Definition> {
+        self.lock().definition.clone()
+    }
+
+    pub(crate) fn gauges(&self) -> Gauges {
+        let state = self.lock();
+        Gauges {
+            workers: state.members.len(),
+            slots: state.slots(),
+            active: state
+                .members
+                .iter()
+                .map(|member| u64::from(member.active))
+                .sum(),
+            parked: state.waiting.len(),
+            requested: state.requested,
+        }
+    }
+
+    /// Lets a call in. In this order:
+    /// (1) a function that is gone or disabled refuses, (2) a free slot is taken, of the worker used
+    /// last, unless others wait, (3) a full queue refuses, (4) the call waits in line, at the front
+    /// when it was let in before, and (5) more workers are asked for when there are too few.
+    pub(crate) fn admit(self: &Arc<Self>, again: bool) -> Admission {
+        let mut state = self.lock();
+        // (1)
+        if state.removed {
+            return Admission::Refused(Reject::function_not_found(&self.key));
+        }
+        if let Some(reason) = &state.definition.disabled {
+            return Admission::Refused(Reject::new(403, "disabled", reason.clone()));
+        }
+        // (2)
+        if (state.waiting.is_empty() || again)
+            && let Some(slot) = self.take_slot(&mut state, None)
+        {
+            self.ask(&mut state);
+            return Admission::Slot(slot);
+        }
+        // (3)
+        let limit = state.definition.policy.queue_len.max(1);
+        let parked = self.hub.parked.load(Ordering::Relaxed);
+        if (state.waiting.len() >= limit || parked >= self.hub.parked_max) && !again {
+            let message = format!(
+                "{} calls wait for {} already",
+                state.waiting.len(),
+                self.key
+            );
+            return Admission::Refused(Reject::new(429, "queue_full", message).retry_after(1000));
+        }
+        // (4)
+        let (grant, granted) = oneshot::channel();
+        let ticket = state.ticket_next;
+        state.ticket_next += 1;
+        let parked = Parked {
+            ticket,
+            since: Instant::now(),
+            grant,
+        };
+        if again {
+            state.waiting.push_front(parked);
+        } else {
+            state.waiting.push_back(parked);
+        }
+        self.hub.parked.fetch_add(1, Ordering::Relaxed);
+        // (5)
+        self.ask(&mut state);
+        Admission::Wait(Waiter {
+            function: self.clone(),
+            ticket,
+            granted,
+            in_line: true,
+        })
+    }
+
+    fn take_slot(
+        self: &Arc<Self>,
+        state: &mut State,
+        parked_since: Option<Instant>,
+    ) -> Option<Slot> {
+        let at = state.members.iter().rposition(Member::has_room)?;
+        let mut member = state.members.remove(at);
+        member.active += 1;
+        let worker = member.worker.clone();
+        state.members.push(member);
+        let waited_for_it = parked_since.is_some_and(|since| since <= worker.added);
+        let start = if waited_for_it {
+            worker.start
+        } else {
+            Start::Warm
+        };
+        Some(Slot {
+            function: self.clone(),
+            worker,
+            start,
+            armed: true,
+        })
+    }
+
+    /// Gives free slots to those who wait longest.
+    fn hand_out(self: &Arc<Self>, state: &mut State) {
+        while let Some(since) = state.waiting.front().map(|parked| parked.since) {
+            let Some(slot) = self.take_slot(state, Some(since)) else {
+                return;
+            };
+            let Some(parked) = state.waiting.pop_front() else {
+                return;
+            };
+            self.hub.parked.fetch_sub(1, Ordering::Relaxed);
+            if let Err(Ok(slot)) = parked.grant.send(Ok(slot)) {
+                // The call is gone; its slot goes back by hand because the lock is held here.
+                Self::put_back(state, slot.worker.lease_id);
+                slot.disarm();
+            }
+        }
+    }
+
+    fn put_back(state: &mut State, lease_id: u64) {
+        let found = state
+            .members
+            .iter_mut()
+            .rev()
+            .find(|it| it.worker.lease_id == lease_id);
+        if let Some(member) = found {
+            member.active -= 1;
+            if member.active == 0 {
+                member.idle_since = Instant::now();
+            }
+        }
+    }
+
+    /// Asks for as many workers as the calls in hand need beyond those there and on their way.
+    fn ask(&self, state: &mut State) {
+        let demand = state.active() + state.waiting.len() as u64;
+        let with_waiting = 1.0 + state.definition.policy.wait_ratio.max(0.0);
+        let over = demand as f64 - with_waiting * state.slots() as f64;
+        if over <= 0.0 || state.waiting.is_empty() {
+            return;
+        }
+        let paused = state
+            .backoff_until
+            .is_some_and(|until| Instant::now() < until);
+        if paused && state.slots() > 0 {
+            return;
+        }
+        let wanted = (over / (with_waiting * state.parallel())).ceil().max(1.0) as u32;
+        let count = wanted.saturating_sub(state.requested);
+        if count == 0 {
+            return;
+        }
+        state.requested += count;
+        self.hub.outbox.push(Event::NeedWorker {
+            function: self.key.clone(),
+            revision: state.definition.revision,
+            count,
+        });
+    }
+
+    /// Ends what is not in use any more after a member lost its last call.
+    fn settle(&self, state: &mut State) {
+        let hub = &self.hub;
+        state.members.retain(|member| {
+            let over = member.retiring && member.active == 0;
+            if over {
+                let lease_id = member.worker.lease_id;
+                hub.outbox.push(Event::WorkerIdle {
+                    function: self.key.clone(),
+                    lease_id,
+                });
+            }
+            !over
+        });
+    }
+
+    fn release(self: &Arc<Self>, lease_id: u64) {
+        let mut state = self.lock();
+        Self::put_back(&mut state, lease_id);
+        self.settle(&mut state);
+        self.hand_out(&mut state);
+        self.ask(&mut state);
+    }
+
+    /// Replaces the definition. Parked calls stay; workers of an older revision serve what they have.
+    pub(crate) fn update(self: &Arc<Self>, definition: Definition) {
+        let mut state = self.lock();
+        let disabled = definition.disabled.clone();
+        if definition.revision != state.definition.revision {
+            state.requested = 0;
+            state.backoff_until = None;
+            state
+                .members
+                .iter_mut()
+                .for_each(|member| member.retiring = true);
+        }
+        state.definition = Arc::new(definition);
+        self.settle(&mut state);
+        if let Some(reason) = disabled {
+            self.answer_all(&mut state, &Reject::new(403, "disabled", reason));
+        }
+        self.ask(&mut state);
+    }
+
+    /// Ends the function: those who wait are told, workers finish what they have.
+    pub(crate) fn remove(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.removed = true;
+        state.requested = 0;
+        state
+            .members
+            .iter_mut()
+            .for_each(|member| member.retiring = true);
+        self.settle(&mut state);
+        self.answer_all(&mut state, &Reject::function_not_found(&self.key));
+    }
+
+    fn answer_all(&self, state: &mut State, error: &Reject) {
+        for parked in state.waiting.drain(..) {
+            self.hub.parked.fetch_sub(1, Ordering::Relaxed);
+            // A call that is gone needs no answer.
+            let _ = parked.grant.send(Err(error.clone()));
+        }
+    }
+
+    /// Takes in a worker; false when it is not wanted any more (its revision is not the current one).
+    pub(crate) fn add_worker(self: &Arc<Self>, worker: Arc<Worker>, revision: i64) -> bool {
+        let mut state = self.lock();
+        if state.removed || state.definition.revision != revision {
+            return false;
+        }
+        state.requested = state.requested.saturating_sub(1);
+        state.backoff_until = None;
+        self.stats.count_start(worker.start);
+        let idle_since = Instant::now();
+        state.members.push(Member {
+            worker,
+            active: 0,
+            idle_since,
+            retiring: false,
+        });
+        self.hand_out(&mut state);
+        self.ask(&mut state);
+        true
+    }
+
+    /// Takes a worker out of rotation; its calls in flight go on. False when it was not there.
+    pub(crate) fn remove_worker(self: &Arc<Self>, lease_id: u64) -> bool {
+        let mut state = self.lock();
+        let removed = state.remove(lease_id).is_some();
+        if removed {
+            self.ask(&mut state);
+        }
+        removed
+    }
+
+    /// Takes a worker that failed out of rotation and reports it, once.
+    pub(crate) fn eject(self: &Arc<Self>, lease_id: u64, reason: String) {
+        let mut state = self.lock();
+        if state.remove(lease_id).is_some() {
+            let function = self.key.clone();
+            self.hub.outbox.push(Event::WorkerFailed {
+                function,
+                lease_id,
+                reason,
+            });
+            self.ask(&mut state);
+        }
+    }
+
+    /// A lease could not be had. The parked calls are answered when nobody is left to serve them.
+    /// Returns the pause after which it makes sense to ask again.
+    pub(crate) fn fail_lease(self: &Arc<Self>, revision: i64, error: &Reject) -> Option<Duration> {
+        let mut state = self.lock();
+        if state.removed || state.definition.revision != revision {
+            return None;
+        }
+        state.requested = state.requested.saturating_sub(1);
+        if state.slots() == 0 {
+            if state.requested == 0 {
+                self.answer_all(&mut state, error);
+            }
+            return None;
+        }
+        let pause = error
+            .retry_after_ms
+            .map_or(LEASE_BACKOFF, Duration::from_millis);
+        state.backoff_until = Some(Instant::now() + pause);
+        Some(pause)
+    }
+
+    /// Looks again whether more workers are needed, after a pause.
+    pub(crate) fn ask_again(&self) {
+        self.ask(&mut self.lock());
+    }
+
+    /// Offers the worker back when it has rested long enough; otherwise says when to look again,
+    /// or None when it is gone.
+    pub(crate) fn offer_idle(&self, lease_id: u64) -> Option<Instant> {
+        let mut state = self.lock();
+        let rest = state.definition.policy.scalein_timeout;
+        let member = state
+            .members
+            .iter()
+            .find(|it| it.worker.lease_id == lease_id)?;
+        member.worker.upstream.sweep();
+        let now = Instant::now();
+        if member.active > 0 {
+            // At least a little pause, so that a timeout of zero does not spin.
+            return Some(now + rest.max(Duration::from_millis(10)));
+        }
+        let due = member.idle_since + rest;
+        if now < due {
+            return Some(due);
+        }
+        state.remove(lease_id);
+        self.hub.outbox.push(Event::WorkerIdle {
+            function: self.key.clone(),
+            lease_id,
+        });
+        None
+    }
+
+    fn leave(&self, ticket: u64) {
+        let mut state = self.lock();
+        if let Some(at) = state
+            .waiting
+            .iter()
+            .position(|parked| parked.ticket == ticket)
+        {
+            state.waiting.remove(at);
+            self.hub.parked.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The right to one call on one worker; dropping it gives the slot to whoever waits longest.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub function: Arc<Function>,
+    pub worker: Arc<Worker>,
+    pub start: Start,
+    armed: bool,
+}
+
+impl Slot {
+    /// Drops the slot without giving it back: the caller has done so.
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.armed {
+            self.function.release(self.worker.lease_id);
+        }
+    }
+}
+
+/// A call that waits for a slot; dropping it leaves the line.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    function: Arc<Function>,
+    ticket: u64,
+    granted: oneshot::Receiver<Result<Slot, Reject>>,
+    in_line: bool,
+}
+
+impl Waiter {
+    /// Waits for a slot until the deadline.
+    pub(crate) async fn wait(mut self, deadline: Instant) -> Result<Slot, Reject> {
+        match tokio::time::timeout_at(deadline, &mut self.granted).await {
+            Ok(Ok(outcome)) => {
+                self.in_line = false;
+                outcome
+            }
+            Ok(Err(_)) => Err(Reject::new(503, "unavailable", "the gateway is stopping")),
+            Err(_) => {
+                let message = format!("no worker of {} became free in time", self.function.key);
+                Err(Reject::new(504, "queue_timeout", message))
+            }
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.in_line {
+            self.function.leave(self.ticket);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Finds the top-level `model` of a JSON request while it streams in, and replaces its value.
+//! Must never re-serialise a request: only the bytes of that one value change.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+/// What the scan found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The model's name and where its JSON string stands, quotes included.
+    Model { name: String, at: Range<usize> },
+    /// The object ended without a `model`.
+    Absent,
+    /// `model` is there but is not a string, or the body is not a JSON object.
+    Wrong(&'static str),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Start,
+    KeyOrEnd,
+    Key { escaped: bool },
+    Colon,
+    Value,
+    Model { escaped: bool },
+    String { escaped: bool },
+    Scalar,
+    Nested { depth: u32 },
+    NestedString { depth: u32, escaped: bool },
+    AfterValue,
+}
+
+const KEY_BYTES_MAX: usize = 64;
+const NAME_BYTES_MAX: usize = 1024;
+const DEPTH_MAX: u32 = 512;
+
+/// A scan that can be fed the body in pieces.
+#[derive(Debug)]
+pub(crate) struct ModelScan {
+    state: State,
+    offset: usize,
+    start: usize,
+    text: Vec<u8>,
+    is_model: bool,
+}
+
+impl ModelScan {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: State::Start,
+            offset: 0,
+            start: 0,
+            text: Vec::new(),
+            is_model: false,
+        }
+    }
+
+    /// Reads on; None means that more is needed.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Option<Found> {
+        let mut at = 0;
+        while at < bytes.len() {
+            at += self.skip(&bytes[at..]);
+            let Some(&byte) = bytes.get(at) else { break };
+            if let Some(found) = self.step(byte, self.offset + at) {
+                return Some(found);
+            }
+            at += 1;
+        }
+        self.offset += bytes.len();
+        None
+    }
+
+    /// Bytes that cannot change the state: the inside of values of no interest.
+    fn skip(&self, bytes: &[u8]) -> usize {
+        match self.state {
+            State::String { escaped: false } | State::NestedString { escaped: false, .. } => {
+                memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len())
+            }
+            _ => 0,
+        }
+    }
+
+    fn step(&mut self, byte: u8, at: usize) -> Option<Found> {
+        let space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        self.state = match (self.state, byte) {
+            (
+                State::Start | State::KeyOrEnd | State::Colon | State::Value | State::AfterValue,
+                _,
+            ) if space => {
+                return None;
+            }
+            (State::Start, b'{') => State::KeyOrEnd,
+            (State::Start, _) => return Some(Found::Wrong("the body is not a JSON object")),
+            (State::KeyOrEnd, b'"') => {
+                self.text.clear();
+                State::Key { escaped: false }
+            }
+            (State::KeyOrEnd | State::AfterValue, b'}') => return Some(Found::Absent),
+            (State::Key { escaped: false }, b'"') => {
+                self.is_model = decode(&self.text).is_some_and(|key| key == "model");
+                State::Colon
+            }
+            (State::Key { escaped }, _) => {
+                if self.text.len() < KEY_BYTES_MAX {
+                    self.text.push(byte);
+                }
+                State::Key {
+                    escaped: !escaped && byte == b'\\',
+                }
+            }
+            (State::Colon, b':') => State::Value,
+            (State::Value, b'"') if self.is_model => {
+                self.text.clear();
+                self.start = at;
+                State::Model { escaped: false }
+            }
+            (State::Value, _) if self.is_model => {
+                return Some(Found::Wrong("`model` is not a string"));
+            }
+            (State::Value, b'"') => State::String { escaped: false },
+            (State::Value, b'{' | b'[') => State::Nested { depth: 1 },
+            (State::Value, _) => State::Scalar,
+            (State::Model { escaped: false }, b'"') => return Some(self.found(at)),
+            (State::Model { escaped }, _) => {
+                if self.text.len() == NAME_BYTES_MAX {
+                    return Some(Found::Wrong("`model` is too long"));
+                }
+                self.text.push(byte);
+                State::Model {
+                    escaped: !escaped && byte == b'\\',
+                }
+            }
+            (State::String { escaped: false }, b'"') => State::AfterValue,
+            (State::String { escaped }, _) => State::String {
+                escaped: !escaped && byte == b'\\',
+            },
+            (State::Scalar | State::AfterValue, b',') => State::KeyOrEnd,
+            (State::Scalar, b'}') => return Some(Found::Absent),
+            (State::Scalar, _) => State::Scalar,
+            (State::Nested { depth }, _) => return self.nested(depth, byte),
+            (
+                State::NestedString {
+                    depth,
+                    escaped: false,
+                },
+                b'"',
+            ) => State::Nested { depth },
+            (State::NestedString { depth, escaped }, _) => State::NestedString {
+                depth,
+                escaped: !escaped && byte == b'\\',
+            },
+            _ => return Some(Found::Wrong("the body is not valid JSON")),
+        };
+        None
+    }
+
+    fn nested(&mut self, depth: u32, byte: u8) -> Option<Found> {
+        self.state = match byte {
+            b'"' => State::NestedString {
+                depth,
+                escaped: false,
+            },
+            b'{' | b'[' if depth == DEPTH_MAX => {
+                return Some(Found::Wrong("the body is nested too deeply"));
+            }
+            b'{' | b'[' => State::Nested { depth: depth + 1 },
+            b'}' | b']' if depth == 1 => State::AfterValue,
+            b'}' | b']' => State::Nested { depth: depth - 1 },
+            _ => State::Nested { depth },
+        };
+        None
+    }
+
+    fn found(&self, end: usize) -> Found {
+        match decode(&self.text) {
+            Some(name) => Found::Model {
+                name,
+                at: self.start..end + 1,
+            },
+            None => Found::Wrong("`model` is not a valid string"),
+        }
+    }
+}
+
+/// The text between two quotes of a JSON document.
+fn decode(text: &[u8]) -> Option<String> {
+    let quoted = [b"\"", text, b"\""].concat();
+    serde_json::from_slice(&quoted).ok()
+}
+
+/// Replaces the value at `at` by `name`, leaving every other byte where it is in memory.
+pub(crate) fn splice(frames: VecDeque<Bytes>, at: &Range<usize>, name: &str) -> VecDeque<Bytes> {
+    let value = serde_json::Value::from(name).to_string();
+    let mut value = Some(Bytes::from(value));
+    let mut out = VecDeque::with_capacity(frames.len() + 2);
+    let mut offset = 0;
+    for frame in frames {
+        let length = frame.len();
+        let before = at.start.saturating_sub(offset).min(length);
+        let after = at.end.saturating_sub(offset).min(length);
+        if before > 0 {
+            out.push_back(frame.slice(..before));
+        }
+        if before < length
+            && let Some(value) = value.take()
+        {
+            out.push_back(value);
+        }
+        if after < length {
+            out.push_back(frame.slice(after..));
+        }
+        offset += length;
+    }
+    out
+}

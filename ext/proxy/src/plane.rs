@@ -1,0 +1,328 @@
+//! The data plane as a whole: its runtime, its tables, and the commands that change them.
+//! Must never block the caller of a command, except to start and to drain.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use http::{HeaderValue, Response, StatusCode};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::budget::RetryBudget;
+use crate::config::Config;
+use crate::dispatch::{Definition, Function, Hub, Worker};
+use crate::events::{Event, Outbox};
+use crate::listener;
+use crate::reply::{Reject, Reply, X_REQUEST_ID, text};
+use crate::route::Routes;
+use crate::stats::{BOUNDS_MS, PlaneStats, Start};
+use crate::upstream::{Address, Upstream};
+
+/// What every request needs.
+pub(crate) struct Core {
+    pub config: Config,
+    pub hub: Arc<Hub>,
+    pub routes: Routes,
+    pub control: Arc<Upstream>,
+    pub budget: RetryBudget,
+    pub stats: PlaneStats,
+    synced: AtomicBool,
+    not_ready: Mutex<Option<String>>,
+}
+
+impl Core {
+    /// Refuses to call a function unknown before all functions are known.
+    pub(crate) fn check_synced(&self) -> Result<(), Reject> {
+        if self.synced.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let message = "the gateway is starting and does not know its functions yet";
+        Err(Reject::new(503, "unavailable", message).retry_after(1000))
+    }
+
+    pub(crate) fn readiness(&self, id: &HeaderValue) -> Result<Response<Reply>, Reject> {
+        let reason = self
+            .not_ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(reason) = reason {
+            return Err(Reject::new(503, "unavailable", reason).retry_after(1000));
+        }
+        let mut response = text(StatusCode::OK, "ready\n");
+        response
+            .headers_mut()
+            .insert(X_REQUEST_ID.clone(), id.clone());
+        Ok(response)
+    }
+}
+
+/// A worker as Python hands it in.
+#[derive(Debug, Clone)]
+pub struct NewWorker {
+    /// Handle under which events speak of it; never used twice.
+    pub lease_id: u64,
+    /// Pod behind it, for the response header.
+    pub pod_id: String,
+    /// Where its server listens.
+    pub address: SocketAddr,
+    /// Calls that it serves at a time.
+    pub slots: u32,
+    /// How it came to be ready.
+    pub start: Start,
+    /// Revision of the function that it serves.
+    pub revision: i64,
+}
+
+/// One data plane: a listener, its threads, and the tables that Python feeds.
+pub struct Plane {
+    core: Arc<Core>,
+    leases: Mutex<HashMap<u64, Weak<Function>>>,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    runtime: Runtime,
+    stop: watch::Sender<bool>,
+    address: SocketAddr,
+}
+
+impl Plane {
+    /// A plane that does not listen yet.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
+    pub fn new(config: Config) -> io::Result<Self> {
+        let hub = Arc::new(Hub {
+            outbox: Outbox::new()?,
+            parked: AtomicUsize::new(0),
+            parked_max: config.parked_max,
+        });
+        let address = Address::Unix(config.control_socket.clone());
+        let control = Arc::new(Upstream::new(address, config.pool_idle_timeout));
+        let core = Arc::new(Core {
+            config,
+            hub,
+            routes: Routes::default(),
+            control,
+            budget: RetryBudget::new(),
+            stats: PlaneStats::default(),
+            synced: AtomicBool::new(false),
+            not_ready: Mutex::new(Some("the gateway is starting".to_owned())),
+        });
+        Ok(Self {
+            core,
+            leases: Mutex::default(),
+            running: Mutex::new(None),
+        })
+    }
+
+    /// Binds the port and starts to serve; returns the address bound.
+    ///
+    /// # Errors
+    /// When the port is taken (the message names it) or the plane runs already.
+    pub fn start(&self) -> io::Result<SocketAddr> {
+        let mut running = self.running();
+        if running.is_some() {
+            return Err(io::Error::other("the data plane runs already"));
+        }
+        let socket = listener::bind(self.core.config.listen)?;
+        let address = socket.local_addr()?;
+        let mut builder = Builder::new_multi_thread();
+        if self.core.config.threads > 0 {
+            builder.worker_threads(self.core.config.threads);
+        }
+        let runtime = builder.enable_all().thread_name("inferx-proxy").build()?;
+        let (stop, stopped) = watch::channel(false);
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(socket)?
+        };
+        runtime.spawn(listener::accept(self.core.clone(), listener, stopped));
+        *running = Some(Running {
+            runtime,
+            stop,
+            address,
+        });
+        Ok(address)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leases(&self) -> MutexGuard<'_, HashMap<u64, Weak<Function>>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The address that the plane listens on, when it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.running().as_ref().map(|running| running.address)
+    }
+
+    /// Stops accepting and waits until the open requests have ended or the time is over.
+    /// Returns true when all had ended.
+    pub fn drain(&self, timeout: Duration) -> bool {
+        let Some(running) = self.running().take() else {
+            return true;
+        };
+        // Fails when nothing listens for it any more, which is what it asks for.
+        let _ = running.stop.send(true);
+        let core = self.core.clone();
+        let drained = running.runtime.block_on(async move {
+            let deadline = Instant::now() + timeout;
+            while core.stats.connections_open.load(Ordering::Relaxed) > 0 {
+                if Instant::now() >= deadline {
+                    return false;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            true
+        });
+        running.runtime.shutdown_timeout(Duration::from_millis(200));
+        drained
+    }
+
+    /// Creates a function or replaces its definition; `key` is `tenant/namespace/function`.
+    pub fn upsert_function(&self, key: &str, definition: Definition) {
+        self.core.routes.upsert(key, definition, &self.core.hub);
+    }
+
+    /// Removes a function; its parked calls are answered. False when it was not there.
+    pub fn remove_function(&self, key: &str) -> bool {
+        self.core.routes.remove(key)
+    }
+
+    /// Adds a worker; false when the function is gone or has another revision by now.
+    pub fn add_worker(&self, key: &str, worker: NewWorker) -> bool {
+        let Some(function) = self.core.routes.find(key) else {
+            return false;
+        };
+        let idle_max = self.core.config.pool_idle_timeout;
+        let (lease_id, revision) = (worker.lease_id, worker.revision);
+        let upstream = Arc::new(Upstream::new(Address::Tcp(worker.address), idle_max));
+        let worker = Arc::new(Worker {
+            lease_id,
+            pod_id: worker.pod_id.into(),
+            slots: worker.slots.max(1),
+            start: worker.start,
+            added: Instant::now(),
+            upstream,
+        });
+        self.leases().insert(lease_id, Arc::downgrade(&function));
+        if !function.add_worker(worker, revision) {
+            self.leases().remove(&lease_id);
+            return false;
+        }
+        let function = Arc::downgrade(&function);
+        self.spawn(watch_idle(function, lease_id));
+        true
+    }
+
+    /// Takes a worker out of rotation; false when it was not in.
+    pub fn remove_worker(&self, lease_id: u64) -> bool {
+        let function = self.leases().remove(&lease_id);
+        function
+            .and_then(|it| it.upgrade())
+            .is_some_and(|it| it.remove_worker(lease_id))
+    }
+
+    /// Says that a lease of that revision could not be had.
+    pub fn fail_lease(&self, key: &str, revision: i64, error: &Reject) {
+        let Some(function) = self.core.routes.find(key) else {
+            return;
+        };
+        if let Some(pause) = function.fail_lease(revision, error) {
+            self.spawn(async move {
+                tokio::time::sleep(pause).await;
+                function.ask_again();
+            });
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(running) = self.running().as_ref() {
+            running.runtime.spawn(task);
+        }
+    }
+
+    /// Says that all functions are known: from now on an unknown one does not exist.
+    pub fn set_synced(&self) {
+        self.core.synced.store(true, Ordering::Release);
+    }
+
+    /// Sets what `/readyz` answers: None for ready, otherwise the reason.
+    pub fn set_not_ready(&self, reason: Option<String>) {
+        *self
+            .core
+            .not_ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// A descriptor that is readable while events wait.
+    pub fn event_fd(&self) -> RawFd {
+        self.core.hub.outbox.wake_fd()
+    }
+
+    /// All events since the last call.
+    pub fn take_events(&self) -> Vec<Event> {
+        let events = self.core.hub.outbox.take_events();
+        let mut leases = self.leases();
+        for event in &events {
+            if let Event::WorkerIdle { lease_id, .. } | Event::WorkerFailed { lease_id, .. } = event
+            {
+                leases.remove(lease_id);
+            }
+        }
+        events
+    }
+
+    /// All access records since the last call, as consecutive msgpack arrays.
+    pub fn take_records(&self) -> Vec<u8> {
+        self.core.hub.outbox.take_records()
+    }
+
+    /// Counters and gauges as a JSON object.
+    pub fn stats(&self) -> Vec<u8> {
+        let core = &self.core;
+        let functions: BTreeMap<String, _> = core
+            .routes
+            .all()
+            .iter()
+            .map(|it| (it.key.to_string(), it.stats.snapshot(it.gauges())))
+            .collect();
+        let stats = &core.stats;
+        let json = serde_json::json!({
+            "connections": stats.connections.load(Ordering::Relaxed),
+            "connections_open": stats.connections_open.load(Ordering::Relaxed),
+            "requests": stats.requests.load(Ordering::Relaxed),
+            "retries": stats.retries.load(Ordering::Relaxed),
+            "parked": core.hub.parked.load(Ordering::Relaxed),
+            "records_lost": core.hub.outbox.records_lost(),
+            "bounds_ms": BOUNDS_MS,
+            "functions": functions,
+        });
+        json.to_string().into_bytes()
+    }
+}
+
+/// Offers a worker back once it has rested for the scale-in timeout of its function.
+async fn watch_idle(function: Weak<Function>, lease_id: u64) {
+    loop {
+        let next = match function.upgrade() {
+            Some(function) => function.offer_idle(lease_id),
+            None => return,
+        };
+        match next {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => return,
+        }
+    }
+}

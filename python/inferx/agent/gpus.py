@@ -1,0 +1,163 @@
+"""The node's GPUs: an inventory of real ones through NVML and of simulated ones from the config.
+
+Must never decide who may use a device (the ledger does) and never change a device's settings.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pynvml  # type: ignore[import-untyped]
+
+from inferx._ext import SoftDevice
+from inferx.config import SimulatedGpu
+from inferx.errors import ConfigError, NoCapacity
+
+log = logging.getLogger("inferx.agent.gpus")
+
+MIB = 1 << 20
+# A software device hands out whole 2 MiB units; the slack keeps its rounding from refusing what
+# the ledger, which counts exact MBs, has already granted.
+ROUNDING_SLACK_MB = 256
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """One device: its number on this node, its type's name and its memory in MB."""
+
+    index: int
+    type: str
+    vram_mb: int
+    simulated: bool
+    uuid: str = ""
+
+
+class Device(Protocol):
+    """A device that VRAM is taken on; `allocate` and `free` are the physical part of the ledger."""
+
+    @property
+    def info(self) -> GpuInfo: ...
+
+    def allocate(self, size_mb: int) -> int:
+        """Take memory and return a handle; raises NoCapacity when the device has not that much."""
+
+    def free(self, handle: int) -> None:
+        """Give memory back by its handle."""
+
+
+class SimulatedDevice:
+    """A software device: its memory exists only as a bounded sparse allocation."""
+
+    def __init__(self, info: GpuInfo) -> None:
+        self.info = info
+        self._soft = SoftDevice(info.vram_mb + ROUNDING_SLACK_MB)
+
+    def allocate(self, size_mb: int) -> int:
+        try:
+            return int(self._soft.allocate(size_mb))
+        except (MemoryError, OSError, ValueError) as error:
+            raise NoCapacity(f"GPU {self.info.index} refused {size_mb} MB: {error}") from error
+
+    def free(self, handle: int) -> None:
+        self._soft.free(handle)
+
+
+class RealDevice:
+    """A device of the machine: the worker allocates; its driver is asked before that."""
+
+    def __init__(self, info: GpuInfo) -> None:
+        self.info = info
+        self._handles = 0
+
+    def allocate(self, size_mb: int) -> int:
+        free_mb = free_memory_mb(self.info.uuid)
+        if free_mb < size_mb:
+            raise NoCapacity(
+                f"GPU {self.info.index} ({self.info.type}) has {free_mb} MB free by its driver,"
+                f" {size_mb} MB are needed"
+            )
+        self._handles += 1
+        return self._handles
+
+    def free(self, handle: int) -> None:
+        """Nothing to do: the memory goes with the worker's process."""
+
+
+def free_memory_mb(uuid: str) -> int:
+    """Memory in MB that the driver reports free on a device right now."""
+    pynvml.nvmlInit()
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        return int(memory.free) // MIB
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def discover(simulated: Sequence[SimulatedGpu], selection: str) -> list[Device]:
+    """The node's devices: the simulated ones when the config has any, else the real ones.
+
+    `selection` is "Auto" or "all" for every device, "none", or numbers such as "0-3" or "0,2".
+    Raises ConfigError when it names a device that is not there.
+    """
+    if simulated:
+        return [SimulatedDevice(info) for info in _simulated(simulated)]
+    found = _real()
+    chosen = _select(selection, {info.index for info in found})
+    return [RealDevice(info) for info in found if info.index in chosen]
+
+
+def _simulated(groups: Sequence[SimulatedGpu]) -> list[GpuInfo]:
+    flat = [group for group in groups for _ in range(group.count)]
+    return [
+        GpuInfo(index=index, type=group.type, vram_mb=group.vram_mb, simulated=True)
+        for index, group in enumerate(flat)
+    ]
+
+
+def _real() -> list[GpuInfo]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        log.info("no NVIDIA driver on this node: %s", error)
+        return []
+    try:
+        infos = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            infos.append(
+                GpuInfo(
+                    index=index,
+                    type=str(pynvml.nvmlDeviceGetName(handle)),
+                    vram_mb=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) // MIB,
+                    simulated=False,
+                    uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+                )
+            )
+        return infos
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _select(selection: str, present: set[int]) -> set[int]:
+    if selection.strip().lower() in ("", "auto", "all"):
+        return present
+    if selection.strip().lower() == "none":
+        return set()
+    chosen: set[int] = set()
+    for part in selection.split(","):
+        first, _, last = part.strip().partition("-")
+        try:
+            chosen.update(range(int(first), int(last or first) + 1))
+        except ValueError as error:
+            raise ConfigError(
+                f"resources.GPUs: {selection!r} is neither Auto, all nor numbers such as 0-3"
+            ) from error
+    missing = sorted(chosen - present)
+    if missing:
+        raise ConfigError(
+            f"resources.GPUs: {selection!r} names GPU {missing[0]}, which is not here"
+        )
+    return chosen

@@ -1,0 +1,371 @@
+"""One pod: a task that alone moves it through its states, starts, parks, resumes and ends it.
+
+Must never change the state past the table in `_ext.pod_transition`, nor touch another pod's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from inferx._ext import pod_transition
+from inferx.agent import records
+from inferx.agent.ledger import Ledger
+from inferx.agent.logs import PodLog
+from inferx.agent.probe import Probe, prove
+from inferx.agent.requests import Request, Requests
+from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
+from inferx.agent.spec import PodKey, devices_of, parse_alloc, parse_launch, sample_of
+from inferx.domain import cluster
+from inferx.errors import InferxError, InvalidState, StartFailed
+
+log = logging.getLogger("inferx.agent.pod")
+
+TERMINAL = frozenset({"Terminated", "Failed"})
+RESUME_TIMEOUT_S = 30.0
+CLEANUP_GRACE_S = 1.0
+SHOWN_LOG_LINES = 20
+SHOWN_LOG_CHARS = 1500
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every pod of a node works with."""
+
+    node: str
+    host: str
+    runtime: Runtime
+    ledger: Ledger
+    client: httpx.AsyncClient
+    report: Callable[[Pod], None]  # the pod has changed
+    grace_s: float
+
+
+@dataclass
+class Room:
+    """The pods that have to leave before this one can take its VRAM."""
+
+    terminate: Sequence[Pod] = ()
+    park: Sequence[Pod] = ()
+
+    @property
+    def ids(self) -> list[str]:
+        return [pod.key.id for pod in (*self.terminate, *self.park)]
+
+
+class Pod:
+    """A pod and its task. Verbs put a request to the task and wait; a caller that gives up
+    waiting changes nothing."""
+
+    def __init__(self, tools: Tools, folder: Path, record: records.Record) -> None:
+        self.tools = tools
+        self.folder = folder
+        self.record = record
+        self.launch = parse_launch(record.funcspec)
+        self.alloc = parse_alloc(record.alloc)
+        self.log = PodLog(folder)
+        self.worker: Worker | None = None
+        self._requests: Requests[Room] = Requests()
+        self._ending = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> PodKey:
+        return self.record.key
+
+    @property
+    def state(self) -> str:
+        return self.record.state
+
+    # ---- verbs ----
+
+    def begin(self, verb: str, room: Room | None = None) -> None:
+        """Start the task with its first verb: `start`, or `adopted` for a worker found running."""
+        self._requests.ask(verb, room or Room())
+        self._task = asyncio.create_task(self._run(), name=f"pod {self.key.id}")
+
+    def busy_with(self, verb: str) -> bool:
+        """Whether that verb is asked for or in progress."""
+        return self._requests.pending(verb) is not None
+
+    def lost(self, reason: str) -> None:
+        """The worker was found gone by who looked for it; the pod ends without a task."""
+        self.record.error = None if self.state == "Terminating" else reason
+        self._move("exited" if self.state == "Terminating" else "fail", reason)
+
+    async def settled(self, verb: str) -> None:
+        """Wait for the verb in progress, if there is one; raises what it raised."""
+        answer = self._requests.pending(verb)
+        if answer is not None:
+            await asyncio.shield(answer)
+
+    async def terminate(self) -> None:
+        """End the worker; returns when all of it is gone. A finished pod is fine."""
+        if self.state not in TERMINAL:
+            self._ending.set()
+            await asyncio.shield(self._requests.ask("terminate", Room()))
+
+    async def park(self) -> None:
+        """Freeze the worker and release its VRAM. A parked pod is fine."""
+        self.check_parkable()
+        if self.state != "Standby":
+            await asyncio.shield(self._requests.ask("park", Room()))
+
+    def resume(self, alloc: cluster.Alloc, room: Room) -> None:
+        """Ask for the way back from Standby; its room must be promised. `settled` waits for it."""
+        self.alloc = alloc
+        self.record.alloc = json.dumps(alloc.to_raw())
+        self._requests.ask("resume", room)
+
+    def check_parkable(self) -> None:
+        """Raise InvalidState when this pod cannot be parked now."""
+        if self.state not in ("Ready", "Parking", "Standby"):
+            raise InvalidState(f"pod {self.key.id} is {self.state}; only a Ready pod can be parked")
+        real = self.tools.ledger.real_devices(devices_of(self.alloc))
+        if real and not self.tools.runtime.freeze_frees_gpu:
+            raise InvalidState(
+                f"pod {self.key.id} cannot be parked: the {self.tools.runtime.name} runtime does"
+                f" not free the memory of real GPUs {real}; terminate it instead"
+            )
+
+    async def let_go(self) -> None:
+        """Stop managing the pod; its worker runs on and can be adopted later."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self.worker is not None:
+            self.worker.let_go()
+
+    # ---- the task ----
+
+    async def _run(self) -> None:
+        steps: dict[str, Callable[[Room], Awaitable[None]]] = {
+            "start": self._start,
+            "adopted": self._adopted,
+            "park": self._park,
+            "resume": self._resume,
+            "terminate": self._terminate,
+            "exited": self._exited,
+        }
+        while self.state not in TERMINAL:
+            request = await self._requests.next()
+            try:
+                await steps[request.verb](request.argument)
+            except InferxError as error:
+                request.answer(error)
+            except Exception as error:
+                log.exception("pod %s: %s failed", self.key.id, request.verb)
+                wrapped = InferxError(f"{request.verb} of pod {self.key.id}: {error}")
+                await self._fail(wrapped)
+                request.answer(wrapped)
+            else:
+                request.answer()
+        for request in self._requests.rest():
+            self._refuse(request)
+
+    def _refuse(self, request: Request[Room]) -> None:
+        if request.verb in ("terminate", "exited"):
+            request.answer()
+            return
+        self.tools.ledger.stay(request.argument.ids)
+        reason = f": {self.record.error}" if self.record.error else ""
+        message = f"pod {self.key.id} is {self.state}, it cannot {request.verb}{reason}"
+        request.answer(InvalidState(message))
+
+    async def _start(self, room: Room) -> None:
+        try:
+            self._move("create", "making room" if room.ids else "starting")
+            await self._make_room(room)
+            self.tools.ledger.take(self.key.id)
+            worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
+            self._move("started", "loading")
+            await self._prove(worker, sample_of(self.launch).loading_timeout_s)
+            self._move("probe_ok", "")
+        except InferxError as error:
+            if self._ending.is_set():
+                raise  # the terminate that interrupted us is the next request
+            raise await self._fail(error) from error
+
+    async def _adopted(self, _: Room) -> None:
+        """Go on from the state that the record names, with a worker that still runs."""
+        worker = self.worker
+        if worker is None:
+            raise InvalidState(f"pod {self.key.id} has no worker to adopt")
+        worker.exited.add_done_callback(self._on_exit)
+        self._note("adopted, probing")
+        try:
+            if self.state == "Creating":
+                self._move("started", "adopted while starting")
+            if self.state in ("Loading", "Resuming", "Ready"):
+                await worker.thaw()
+                await self._prove(worker, sample_of(self.launch).loading_timeout_s)
+                if self.state != "Ready":
+                    self._move("probe_ok", "")
+                else:
+                    self._note("adopted")
+            elif self.state == "Parking":
+                await self._frozen(worker)
+            elif self.state == "Standby":
+                self._note("adopted")
+            else:
+                await self._terminate(Room())
+        except InferxError as error:
+            if self._ending.is_set():
+                raise
+            raise await self._fail(error) from error
+
+    async def _park(self, _: Room) -> None:
+        if self.state == "Standby":
+            return
+        self.check_parkable()
+        if self.worker is None:
+            raise InvalidState(f"pod {self.key.id} has no worker")
+        # Idle belongs to the scheduler; the agent passes through it on the way to Parking.
+        self.record.state = pod_transition(self.state, "admit")
+        self._move("park", "parking")
+        await self._frozen(self.worker)
+
+    async def _frozen(self, worker: Worker) -> None:
+        await worker.freeze()
+        self.tools.ledger.release(self.key.id)
+        self._move("parked", "frozen; holds host memory, no VRAM")
+
+    async def _resume(self, room: Room) -> None:
+        if self.state == "Ready":
+            return
+        if self.worker is None or self.state != "Standby":
+            raise InvalidState(f"pod {self.key.id} is {self.state}; only Standby can be resumed")
+        try:
+            await self._make_room(room)
+            self.tools.ledger.take(self.key.id)
+        except InferxError:
+            self.tools.ledger.release(self.key.id)
+            raise
+        try:
+            self.record.start = "resume"
+            self._move("resume", "resuming")
+            await self.worker.thaw()
+            await self._prove(self.worker, RESUME_TIMEOUT_S)
+            self._move("probe_ok", "")
+        except InferxError as error:
+            if self._ending.is_set():
+                raise
+            raise await self._fail(error) from error
+
+    async def _terminate(self, _: Room) -> None:
+        if self.state != "Terminating":
+            self._move("terminate", "terminating")
+        try:
+            if self.worker is not None:
+                await self.worker.stop(self.tools.grace_s)
+        except InferxError as error:
+            # Something of it still lives: its VRAM stays counted, and the state says so.
+            self.record.error = error.message
+            self._move("fail", "could not be ended")
+            raise
+        self.tools.ledger.release(self.key.id)
+        self._move("exited", "")
+
+    async def _exited(self, _: Room) -> None:
+        if self.worker is not None and self.worker.exited.done():
+            await self._fail(InferxError(f"worker {self.worker.exited.result()}"))
+
+    # ---- steps ----
+
+    def _worker_spec(self) -> WorkerSpec:
+        return WorkerSpec(
+            pod_id=self.key.id,
+            launch=self.launch,
+            alloc=self.alloc,
+            folder=self.folder,
+            host=self.tools.host,
+            port=self.record.port,
+        )
+
+    def _hold(self, worker: Worker) -> Worker:
+        self.worker = worker
+        self.record.worker = worker.record
+        worker.exited.add_done_callback(self._on_exit)
+        return worker
+
+    def _on_exit(self, _: asyncio.Future[Exit]) -> None:
+        if self.state not in TERMINAL:
+            self._requests.ask("exited", Room())
+
+    async def _make_room(self, room: Room) -> None:
+        leave = [pod.terminate() for pod in room.terminate] + [pod.park() for pod in room.park]
+        outcomes = await asyncio.gather(*leave, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failures:
+            self.tools.ledger.stay(room.ids)
+            raise StartFailed(f"no room: {'; '.join(str(failure) for failure in failures)}")
+
+    async def _prove(self, worker: Worker, timeout_s: float) -> None:
+        probe = Probe(self.tools.client, self.launch, self.tools.host, self.record.port)
+        await prove(probe, worker, self._ending, timeout_s)
+
+    async def _fail(self, error: InferxError) -> InferxError:
+        """End what is left, release the VRAM, and say why; returns the error for the caller."""
+        if self.worker is not None:
+            try:
+                await self.worker.stop(CLEANUP_GRACE_S)
+            except InferxError as left:
+                error = StartFailed(f"{error.message}; {left.message}")
+                self._end_as_failed(error)
+                return error
+        self.tools.ledger.release(self.key.id)
+        self._end_as_failed(error)
+        shown = self.log.tail(SHOWN_LOG_LINES)[-SHOWN_LOG_CHARS:].strip()
+        message = f"pod {self.key.id}: {error.message}"
+        message += f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
+        return type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
+
+    def _end_as_failed(self, error: InferxError) -> None:
+        self.record.error = error.message
+        log.warning("pod %s failed: %s", self.key.id, error.message)
+        self._move("fail", error.message)
+
+    def _move(self, event: str, reason: str) -> None:
+        """The one place where the state changes: table, time, file, report."""
+        try:
+            self.record.state = pod_transition(self.state, event)
+        except ValueError as error:
+            raise InvalidState(f"pod {self.key.id}: {error}") from error
+        self.record.since_ms = time.time_ns() // 1_000_000
+        self._note(reason)
+
+    def _note(self, reason: str) -> None:
+        notes = self.worker.notes if self.worker is not None else ()
+        self.record.reason = "; ".join(part for part in (reason, *notes) if part)
+        if self.worker is not None:
+            self.record.worker = self.worker.record
+        records.save(self.folder, self.record)
+        log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
+        self.tools.report(self)
+
+    def describe(self) -> cluster.Pod:
+        """The pod as others see it: the `object` of its kind."""
+        return cluster.Pod(
+            funcname=self.key.funcname,
+            fprevision=self.key.fprevision,
+            node=self.tools.node,
+            alloc=self.alloc,
+            status=cluster.PodStatus(
+                state=self.state,
+                reason=self.record.reason,
+                since_ms=self.record.since_ms,
+                ip=self.tools.host,
+                port=self.record.port,
+                gpus=devices_of(self.alloc),
+                vram_mb=self.tools.ledger.held_mb(self.key.id),
+                start=self.record.start,
+                error=self.record.error,
+            ),
+        )

@@ -1,0 +1,284 @@
+"""The `process` runtime: a worker is a process group of this machine, in its own session.
+
+Must never signal a process unless its pid and start time prove that it is the agent's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inferx.agent.logs import PodLog
+from inferx.agent.runtimes import procfs
+from inferx.agent.runtimes.limits import Limits
+from inferx.agent.runtimes.protocol import Exit, WorkerSpec
+from inferx.agent.spec import devices_of, expand
+from inferx.domain.function import FunctionSpec
+from inferx.errors import BadRequest, InferxError, StartFailed
+
+KILL_BOUND_S = 10.0
+GONE_POLL_S = 0.01
+INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
+
+
+class ProcessWorker:
+    """A process group: its leader is watched through a pidfd, ours or adopted alike."""
+
+    def __init__(
+        self,
+        pid: int,
+        start_ticks: int,
+        pidfd: int,
+        limits: Limits,
+        popen: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        self.pid = pid
+        self._start_ticks = start_ticks
+        self._pidfd = pidfd
+        self._limits = limits
+        self._popen = popen
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[Exit] = self._loop.create_future()
+        self._loop.add_reader(pidfd, self._on_exit)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._limits.notes
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        return {
+            "pid": self.pid,
+            "pgid": self.pid,
+            "start_ticks": self._start_ticks,
+            "boot_id": procfs.boot_id(),
+            "cgroups": [str(folder) for folder in self._limits.folders],
+            "notes": list(self.notes),
+        }
+
+    async def freeze(self) -> None:
+        self._signal_group(signal.SIGSTOP)
+
+    async def thaw(self) -> None:
+        self._signal_group(signal.SIGCONT)
+
+    async def stop(self, grace_s: float) -> None:
+        if self._pidfd < 0:
+            return
+        self._signal_group(signal.SIGTERM)
+        self._signal_group(signal.SIGCONT)  # a frozen group could not act on SIGTERM
+        if not await self._gone_within(grace_s):
+            self._signal_group(signal.SIGKILL)
+            self._kill_escaped()
+            if not await self._gone_within(KILL_BOUND_S):
+                raise InferxError(f"process group {self.pid} survives SIGKILL")
+        self._close(reap=True)
+        await self._limits.remove()
+
+    def let_go(self) -> None:
+        self._close(reap=False)
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        # The leader stays a zombie until its group is gone: that keeps its number from being
+        # given to somebody else while signals may still be sent to the group.
+        try:
+            info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        except ChildProcessError:
+            info = None  # adopted: its end is visible, its code only to its parent
+        if self.exited.done():
+            return
+        if info is None:
+            self.exited.set_result(Exit())
+        elif info.si_code == os.CLD_EXITED:
+            self.exited.set_result(Exit(code=info.si_status))
+        else:
+            self.exited.set_result(Exit(signal=info.si_status))
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        if not self._owned():
+            return
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def _owned(self) -> bool:
+        leader = procfs.stat(self.pid)
+        if leader is not None:
+            return leader.start_ticks == self._start_ticks
+        # The leader was reaped by another parent; what is left of its session is still ours.
+        return bool(self._members())
+
+    def _members(self) -> set[int]:
+        return _orphans(self.pid, self._start_ticks)
+
+    def _kill_escaped(self) -> None:
+        for pid in self._limits.pids():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    async def _gone_within(self, bound_s: float) -> bool:
+        deadline = time.monotonic() + bound_s
+        while True:
+            if self.exited.done():
+                alive = self._members() if self._owned() else set()
+                if not alive and not (self._limits.pids() - {self.pid}):
+                    return True
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            if self.exited.done():
+                await asyncio.sleep(min(GONE_POLL_S, left_s))
+            else:
+                await asyncio.wait([self.exited], timeout=left_s)
+
+    def _close(self, *, reap: bool) -> None:
+        if self._pidfd < 0:
+            return
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if self._popen is not None:
+            if reap:
+                self._popen.wait()
+            elif self._popen.returncode is None:
+                # It is meant to outlive us; without this Popen warns that it still runs.
+                self._popen.returncode = 0
+
+
+class ProcessRuntime:
+    """Starts and adopts workers in the given folder, on this machine's loopback address."""
+
+    name = "process"
+    freeze_frees_gpu = False
+
+    def __init__(self, work_dir: Path, environment: Mapping[str, str]) -> None:
+        self._work_dir = work_dir
+        self._inherited = {name: environment[name] for name in INHERITED if name in environment}
+        self._inherited.setdefault("PATH", os.defpath)
+
+    def check(self, launch: FunctionSpec) -> None:
+        if not launch.entrypoint:
+            image = f" (image {launch.image!r} has no meaning here)" if launch.image else ""
+            raise BadRequest(
+                f"spec.entrypoint: needed on a node with the process runtime{image}; name a"
+                " program of this machine, for example $(INFERX_PYTHON), or use a container runtime"
+            )
+
+    def free_port(self) -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    async def start(self, spec: WorkerSpec) -> ProcessWorker:
+        argv, environment = command_of(spec, self._inherited)
+        limits = await asyncio.to_thread(
+            Limits.create, spec.pod_id, spec.alloc.cpu_millis, spec.alloc.mem_mb
+        )
+        try:
+            popen = await asyncio.to_thread(self._spawn, argv, environment, spec.folder)
+        except OSError as error:
+            await limits.remove()
+            raise StartFailed(
+                f"cannot run {argv[0]!r} in {self._work_dir}: {error.strerror}"
+            ) from error
+        limits.add(popen.pid)
+        pidfd = os.pidfd_open(popen.pid)
+        # Not reaped by anybody else, so even an early end leaves its entry in /proc.
+        found = procfs.stat(popen.pid)
+        if found is None:
+            raise StartFailed(f"process {popen.pid} was reaped by somebody else")
+        return ProcessWorker(popen.pid, found.start_ticks, pidfd, limits, popen)
+
+    async def adopt(self, pod_id: str, record: Mapping[str, Any]) -> ProcessWorker | None:
+        if not record:
+            started = await asyncio.to_thread(procfs.find_leader, f"INFERX_POD={pod_id}")
+            if started is None:
+                return None
+            record = {"pid": started.pid, "start_ticks": started.start_ticks}
+        elif record.get("boot_id") != procfs.boot_id():
+            return None
+        pid, start_ticks = int(record["pid"]), int(record["start_ticks"])
+        limits = Limits(record.get("cgroups", ()), record.get("notes", ()))
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            await _end_orphans(pid, start_ticks, limits)
+            return None
+        # The descriptor is taken first: what it names cannot change after this comparison.
+        found = procfs.stat(pid)
+        if found is not None and found.start_ticks == start_ticks and found.state not in "ZX":
+            return ProcessWorker(pid, start_ticks, pidfd, limits)
+        os.close(pidfd)
+        if found is None or found.start_ticks == start_ticks:
+            await _end_orphans(pid, start_ticks, limits)
+        return None
+
+    def _spawn(
+        self, argv: Sequence[str], environment: Mapping[str, str], folder: Path
+    ) -> subprocess.Popen[bytes]:
+        output = PodLog(folder).open_for_worker()
+        try:
+            return subprocess.Popen(  # noqa: S603 - running the function's command is the purpose
+                argv,
+                cwd=self._work_dir,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
+
+
+async def _end_orphans(pgid: int, start_ticks: int, limits: Limits) -> None:
+    """End what a leader that died unseen left behind in its own session."""
+    deadline = time.monotonic() + KILL_BOUND_S
+    while left := _orphans(pgid, start_ticks) | limits.pids():
+        if time.monotonic() > deadline:
+            raise InferxError(f"processes of group {pgid} survive SIGKILL: {sorted(left)}")
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        await asyncio.sleep(GONE_POLL_S)
+    await limits.remove()
+
+
+def _orphans(pgid: int, start_ticks: int) -> set[int]:
+    members = procfs.group_members(pgid)
+    return {found.pid for found in members if found.start_ticks >= start_ticks}
+
+
+def command_of(spec: WorkerSpec, inherited: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The command line and the whole environment of a worker, with `$(NAME)` expanded."""
+    devices = ",".join(str(index) for index in devices_of(spec.alloc))
+    given = {
+        "PORT": str(spec.port),
+        "INFERX_PORT": str(spec.port),
+        "INFERX_POD": spec.pod_id,
+        "INFERX_PYTHON": sys.executable,
+        # Empty hides every GPU: a pod without devices must not find the others' ones.
+        "NVIDIA_VISIBLE_DEVICES": devices or "void",
+        "CUDA_VISIBLE_DEVICES": devices,
+    }
+    environment = {**inherited, **given}
+    for name, value in spec.launch.envs:
+        # The platform's own names win: a pod that listens elsewhere could never be reached.
+        if name not in given:
+            environment[name] = expand(value, environment)
+    argv = [expand(word, environment) for word in (*spec.launch.entrypoint, *spec.launch.commands)]
+    return argv, environment

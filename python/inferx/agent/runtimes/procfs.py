@@ -1,0 +1,66 @@
+"""Facts about processes from /proc: when one started, who is in a group, whether it still lives.
+
+Must never signal or change a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """The fields of /proc/PID/stat that the agent needs; `start_ticks` counts from boot."""
+
+    pid: int
+    state: str
+    pgid: int
+    session: int
+    start_ticks: int
+
+
+def stat(pid: int) -> Stat | None:
+    """The process as the kernel describes it now; None when there is none."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in parentheses and may itself hold spaces and parentheses.
+    fields = text[text.rindex(")") + 2 :].split()
+    return Stat(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[19]))
+
+
+def group_members(pgid: int) -> list[Stat]:
+    """Processes of a group that is its own session, without zombies."""
+    members = []
+    for entry in PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        found = stat(int(entry.name))
+        if found and found.pgid == pgid and found.session == pgid and found.state not in "ZX":
+            members.append(found)
+    return members
+
+
+def find_leader(variable: str) -> Stat | None:
+    """The session leader that was started with `NAME=value` in its environment, if there is one."""
+    wanted = variable.encode()
+    for entry in PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        found = stat(int(entry.name)) if wanted in environment else None
+        if found and found.session == found.pid and found.state not in "ZX":
+            return found
+    return None
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot; start times are comparable only within one."""
+    return (PROC / "sys/kernel/random/boot_id").read_text().strip()

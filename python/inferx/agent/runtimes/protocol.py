@@ -1,0 +1,96 @@
+"""What every runtime offers the agent: start a worker, adopt one, and hold it in the hand.
+
+Must never mention a particular runtime's tools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from inferx.domain.cluster import Alloc
+from inferx.domain.function import FunctionSpec
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a worker ended; `code` None and `signal` None when nobody could see it."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                return f"killed by {signal.Signals(self.signal).name}"
+            except ValueError:
+                return f"killed by signal {self.signal}"
+        return f"exited with code {self.code}" if self.code is not None else "exited"
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One worker to start: what to run, where, and what it may use."""
+
+    pod_id: str
+    launch: FunctionSpec
+    alloc: Alloc
+    folder: Path  # the pod's own folder; its log lies here
+    host: str
+    port: int
+
+
+class Worker(Protocol):
+    """A running worker."""
+
+    exited: asyncio.Future[Exit]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Limits that this runtime could not enforce, as sentences for the pod's status."""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What `Runtime.adopt` needs to find it again, as JSON."""
+
+    async def freeze(self) -> None:
+        """Stop all of it from running, keeping its memory."""
+
+    async def thaw(self) -> None:
+        """Let it run on."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to end, kill it after `grace_s`; returns when all of it is gone.
+
+        Raises InferxError when something of it cannot be killed.
+        """
+
+    def let_go(self) -> None:
+        """Forget it without ending it; it runs on without the agent."""
+
+
+class Runtime(Protocol):
+    """A way to run workers."""
+
+    name: str
+    # Whether `freeze` gives real GPU memory back (simulated memory is the ledger's own).
+    freeze_frees_gpu: bool
+
+    def check(self, launch: FunctionSpec) -> None:
+        """Raise BadRequest when this runtime cannot run such a function."""
+
+    def free_port(self) -> int:
+        """A port that the next worker can listen on."""
+
+    async def start(self, spec: WorkerSpec) -> Worker:
+        """Start it; raises StartFailed with the reason."""
+
+    async def adopt(self, pod_id: str, record: Mapping[str, Any]) -> Worker | None:
+        """The running worker of a record, or None when it is gone (nothing is left of it then).
+
+        An empty record means that the agent ended while it was starting the worker.
+        """

@@ -1,0 +1,213 @@
+"""The node agent's gRPC face and its life: build the parts, adopt, serve, register, drain.
+
+Must never decide about pods itself: it turns messages into calls of the manager.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inferx.agent.gpus import discover
+from inferx.agent.ledger import Ledger
+from inferx.agent.manager import CreateRequest, Identity, Manager, Parts
+from inferx.agent.pod import Pod
+from inferx.agent.probe import new_client
+from inferx.agent.register import Registrar
+from inferx.agent.runtimes.process import ProcessRuntime
+from inferx.agent.runtimes.procfs import boot_id
+from inferx.agent.spec import PodKey
+from inferx.agent.view import AgentView
+from inferx.config import NodeConfig
+from inferx.domain.cluster import GpuDevice, Node, NodeResources
+from inferx.errors import BadRequest, ConfigError, InferxError
+from inferx.rpc import ixmeta_pb2_grpc, na_pb2_grpc
+from inferx.rpc import na_pb2 as pb
+from inferx.rpc.server import Server, serve
+
+log = logging.getLogger("inferx.agent")
+
+WORKER_HOST = "127.0.0.1"
+
+
+class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
+    """NodeAgentService over the manager. Every request that changes something is fenced."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    async def CreateFuncPod(
+        self, request: pb.CreateFuncPodReq, context: Any
+    ) -> pb.CreateFuncPodResp:
+        self._manager.epochs.check(request.epoch)
+        if request.create_type != pb.Normal:
+            kind = pb.CreatePodType.Name(request.create_type)
+            raise BadRequest(f"create_type: {kind} is not possible on this node")
+        create = CreateRequest(
+            key=_key(request),
+            funcspec=request.funcspec,
+            alloc=request.alloc_resources,
+            labels={item.key: item.val for item in request.labels},
+            annotations={item.key: item.val for item in request.annotations},
+            terminate=_keys(request.terminate_pods),
+            park=_keys(request.park_pods),
+        )
+        pod = await self._manager.create(create)
+        return pb.CreateFuncPodResp(ipaddress=_address(pod), port=pod.record.port)
+
+    async def TerminatePod(self, request: pb.TerminatePodReq, context: Any) -> pb.TerminatePodResp:
+        self._manager.epochs.check(request.epoch)
+        await self._manager.terminate(_key(request))
+        return pb.TerminatePodResp()
+
+    async def ResumePod(self, request: pb.ResumePodReq, context: Any) -> pb.ResumePodResp:
+        self._manager.epochs.check(request.epoch)
+        terminate, park = _keys(request.terminate_pods), _keys(request.park_pods)
+        pod = await self._manager.resume(_key(request), request.alloc_resources, terminate, park)
+        return pb.ResumePodResp(ipaddress=_address(pod), port=pod.record.port)
+
+    async def ParkPod(self, request: pb.ParkPodReq, context: Any) -> pb.ParkPodResp:
+        self._manager.epochs.check(request.epoch)
+        await self._manager.park(_key(request))
+        return pb.ParkPodResp()
+
+    async def ReadPodLog(self, request: pb.ReadPodLogReq, context: Any) -> pb.ReadPodLogResp:
+        return pb.ReadPodLogResp(log=self._manager.read_log(_key(request), request.tail))
+
+    async def StreamPodLog(
+        self, request: pb.ReadPodLogReq, context: Any
+    ) -> AsyncIterator[pb.ReadPodLogResp]:
+        if not request.follow:
+            yield pb.ReadPodLogResp(log=self._manager.read_log(_key(request), request.tail))
+            return
+        async for text in self._manager.follow_log(_key(request), request.tail):
+            yield pb.ReadPodLogResp(log=text)
+
+    async def RemoveSnapshot(
+        self, request: pb.RemoveSnapshotReq, context: Any
+    ) -> pb.RemoveSnapshotResp:
+        """This node keeps no snapshots, so the wanted state is already there."""
+        return pb.RemoveSnapshotResp()
+
+
+def _key(request: Any) -> PodKey:
+    return PodKey(
+        tenant=request.tenant,
+        namespace=request.namespace,
+        funcname=request.funcname,
+        fprevision=request.fprevision,
+        id=request.id,
+    )
+
+
+def _keys(requests: Iterable[Any]) -> list[PodKey]:
+    return [_key(request) for request in requests]
+
+
+def _address(pod: Pod) -> int:
+    return int(ipaddress.IPv4Address(pod.tools.host))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the process that hosts the agent decides, beyond the node's configuration."""
+
+    work_dir: Path
+    environment: Mapping[str, str]
+    stop_pods_on_exit: bool = False
+    grace_s: float = 5.0
+
+
+class Agent:
+    """A running node agent."""
+
+    def __init__(self, config: NodeConfig, options: Options) -> None:
+        if config.runtime != "process":
+            raise ConfigError(f"runtime: {config.runtime!r} is not available, only process is")
+        self._config = config
+        self._options = options
+        self._client = new_client()
+        self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
+        self.view = AgentView()
+        parts = Parts(
+            runtime=ProcessRuntime(options.work_dir, options.environment),
+            ledger=self.ledger,
+            client=self._client,
+            grace_s=options.grace_s,
+        )
+        identity = Identity(config.node_name, WORKER_HOST)
+        self.manager = Manager(identity, parts, self.view, config.data_dir / "pods")
+        self._servers: list[Server] = []
+        self.podmgr_port = self.state_port = 0
+        self._registration: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Adopt what runs, then listen, then register; raises Unavailable for a taken port."""
+        await self.manager.adopt_all()
+        config = self._config
+        add_pods: Any = na_pb2_grpc.add_NodeAgentServiceServicer_to_server
+        add_view: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
+        pods = await serve(
+            f"{config.host_ip}:{config.podmgr_port}",
+            [lambda server: add_pods(AgentServicer(self.manager), server)],
+        )
+        self._servers.append(pods)
+        state = await serve(
+            f"{config.host_ip}:{config.agent_state_port}",
+            [lambda server: add_view(self.view.servicer, server)],
+        )
+        self._servers.append(state)
+        self.podmgr_port, self.state_port = pods.port, state.port
+        node = describe_node(config, self.ledger, pods.port, state.port)
+        self.view.show_node(config.node_name, node)
+        registrar = Registrar(config.state_svc_addrs, config.node_name, node)
+        self._registration = asyncio.create_task(registrar.run(), name="registration")
+        gpus = ", ".join(f"{gpu.index}: {gpu.type} {gpu.vram_mb} MB" for gpu in self.ledger.gpus)
+        log.info("node %s serves, GPUs: %s", config.node_name, gpus or "none")
+
+    async def stop(self) -> None:
+        """Stop listening; end the pods, or leave them running, as the options say."""
+        if self._registration is not None:
+            self._registration.cancel()
+            await asyncio.gather(self._registration, return_exceptions=True)
+        try:
+            if self._options.stop_pods_on_exit:
+                await self.manager.stop_all()
+        except InferxError as error:
+            log.error("a pod could not be ended: %s", error.message)
+        await asyncio.gather(*(server.stop() for server in self._servers))
+        await self.manager.close()
+        await self._client.aclose()
+
+
+def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_port: int) -> Node:
+    """The node as the scheduler sees it."""
+    return Node(
+        address=config.host_ip,
+        podmgr_port=podmgr_port,
+        state_port=state_port,
+        runtime=config.runtime,
+        boot_id=boot_id(),
+        resources=NodeResources(
+            cpu_millis=config.resources.cpu_millis,
+            mem_mb=config.resources.mem_mb,
+            gpus=tuple(GpuDevice(gpu.index, gpu.type, gpu.vram_mb) for gpu in ledger.gpus),
+            context_overhead_mb=config.resources.context_overhead_mb,
+            max_context_per_gpu=config.resources.max_context_per_gpu,
+        ),
+    )
+
+
+async def run(config: NodeConfig, options: Options, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set."""
+    agent = Agent(config, options)
+    try:
+        await agent.start()
+        await stop.wait()
+    finally:
+        await agent.stop()

@@ -1,0 +1,116 @@
+"""Manifests from files, folders and standard input, in the order in which they can be created.
+
+Must never send anything; a broken manifest is found before the first one is applied.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inferx.domain import codec
+from inferx.domain.meta import Object
+from inferx.errors import BadRequest
+
+SUFFIXES = (".json", ".yaml", ".yml")
+# An object can only be created after those it refers to.
+ORDER = ("tenant", "namespace", "funcpolicy", "function")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One checked document: what it holds, where it came from and what was odd about it."""
+
+    origin: str
+    obj: Object[Any]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The manifest to send; the revision of an exported one is not sent."""
+        document = codec.dump_manifest(self.obj)
+        document.pop("revision", None)
+        return document
+
+
+def load(sources: Iterable[str], defaults: dict[str, str]) -> list[Manifest]:
+    """All manifests of `sources` (files, folders, - for standard input), sorted for creation.
+
+    `defaults` fills a missing tenant or namespace. Raises `BadRequest` naming file and path.
+    """
+    found = [
+        _check(document, origin, defaults)
+        for source in sources
+        for text, origin in _texts(source)
+        for document, origin in _documents(text, origin)
+    ]
+    if not found:
+        raise BadRequest(f"no manifest in {', '.join(sources)}")
+    last = len(ORDER)
+    rank = {kind: position for position, kind in enumerate(ORDER)}
+    return sorted(found, key=lambda manifest: rank.get(manifest.obj.kind, last))
+
+
+def _texts(source: str) -> Iterator[tuple[str, str]]:
+    if source == "-":
+        yield sys.stdin.read(), "standard input"
+        return
+    path = Path(source)
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        if not files:
+            raise BadRequest(f"{source}: no .json or .yaml file in this folder")
+    for file in files:
+        try:
+            yield file.read_text(encoding="utf-8-sig"), str(file)
+        except OSError as error:
+            raise BadRequest(f"{file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"{file}: not UTF-8 text (byte {error.start})") from error
+
+
+def _documents(text: str, origin: str) -> Iterator[tuple[Any, str]]:
+    """Each document with its origin; JSON first, because its errors and types are stricter."""
+    looks_like_json = text.lstrip()[:1] in ("{", "[")
+    if looks_like_json:
+        try:
+            value = codec.parse_json(text)
+        except BadRequest as error:
+            if not origin.endswith((".yaml", ".yml")):
+                raise BadRequest(f"{origin}: {error.message}") from error
+        else:
+            yield from _items(value, origin)
+            return
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise BadRequest(f"{origin}: not JSON or YAML: {' '.join(str(error).split())}") from error
+    for number, document in enumerate(documents, 1):
+        where = f"{origin} document {number}" if len(documents) > 1 else origin
+        yield from _items(document, where)
+
+
+def _items(value: Any, origin: str) -> Iterator[tuple[Any, str]]:
+    if not isinstance(value, list):
+        yield value, origin
+        return
+    for number, item in enumerate(value, 1):
+        yield item, f"{origin} item {number}"
+
+
+def _check(document: Any, origin: str, defaults: dict[str, str]) -> Manifest:
+    if not isinstance(document, dict):
+        raise BadRequest(f"{origin}: expected an object with type, name and object")
+    if document.get("type") not in ("tenant", "namespace", "node"):
+        document = {**defaults, **document}
+    try:
+        obj, warnings = codec.parse_manifest(document)
+    except BadRequest as error:
+        raise BadRequest(f"{origin}: {error.message}") from error
+    return Manifest(origin, obj, warnings)

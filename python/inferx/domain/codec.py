@@ -1,0 +1,173 @@
+"""Objects from and to JSON manifests, without loss (`rpc.convert` does the same for messages).
+
+Must never accept a wrong type, and never drop what it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from inferx.domain.meta import PUBLIC, Key, Meta, Object, check_name
+from inferx.domain.objects import KINDS, FuncPolicy, FunctionSpec
+from inferx.domain.reader import Fields
+from inferx.errors import BadRequest
+
+MANIFEST_BYTES_MAX = 1 << 20
+
+Lookup = Callable[[Key], "Object[Any] | None"]
+
+
+def parse_json(data: bytes | str) -> Any:
+    """`data` as JSON; duplicate keys, NaN and over-long input are refused with `BadRequest`."""
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise BadRequest(f"manifest: larger than {MANIFEST_BYTES_MAX} bytes")
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in items:
+            if name in found:
+                raise BadRequest(f"manifest: field {name!r} is given twice in one object")
+            found[name] = value
+        return found
+
+    def constant(name: str) -> None:
+        raise BadRequest(f"manifest: {name} is not JSON")
+
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"manifest: not UTF-8 text (byte {error.start})") from error
+    except RecursionError as error:
+        raise BadRequest("manifest: nested too deeply") from error
+    except ValueError as error:
+        raise BadRequest(f"manifest: not JSON: {error}") from error
+
+
+def parse_manifest(data: bytes | str | Mapping[str, Any]) -> tuple[Object[Any], list[str]]:
+    """An object and warnings (unknown fields with their path) from a manifest.
+
+    Raises `BadRequest` naming the path of a wrong or missing field. The older form with `spec`
+    beside the envelope is accepted and read as `object.spec`.
+    """
+    value = parse_json(data) if isinstance(data, bytes | str) else data
+    warnings: list[str] = []
+    envelope = Fields(value, "", warnings)
+    kind_name = envelope.string("type")
+    kind = KINDS.get(kind_name)
+    if kind is None:
+        envelope.fail("type", f"unknown type {kind_name!r}; known are {', '.join(sorted(KINDS))}")
+    meta = Meta(
+        kind=kind_name,
+        tenant=check_name(envelope.string("tenant", kind.tenant or None), "tenant"),
+        namespace=check_name(envelope.string("namespace", kind.namespace or None), "namespace"),
+        name=check_name(envelope.string("name"), "name"),
+        labels=envelope.string_map("labels"),
+        annotations=envelope.string_map("annotations"),
+        revision=envelope.integer("revision", 0),
+    )
+    _check_home(meta)
+    raw, path = _content(envelope)
+    spec = kind.read(Fields(raw, path, warnings))
+    extra = {name: envelope.value[name] for name in envelope.unknown()}
+    envelope.finish()
+    return Object(meta, spec, raw, extra), warnings
+
+
+def _content(envelope: Fields) -> tuple[dict[str, Any], str]:
+    if envelope.has("object"):
+        return envelope.mapping("object"), "object"
+    beside = {name: envelope.take(name) for name in ("spec", "status") if envelope.has(name)}
+    if not beside:
+        envelope.fail("object", "required (object)")
+    return beside, ""
+
+
+def _check_home(meta: Meta) -> None:
+    kind = KINDS[meta.kind]
+    if kind.tenant and meta.tenant != kind.tenant:
+        raise BadRequest(f"tenant: a {meta.kind} lives in tenant {kind.tenant!r}")
+    if kind.namespace and meta.namespace != kind.namespace:
+        raise BadRequest(f"namespace: a {meta.kind} lives in namespace {kind.namespace!r}")
+
+
+def dump_manifest(obj: Object[Any]) -> dict[str, Any]:
+    """The manifest of an object, everything that was given included; `revision` when stored."""
+    meta = obj.meta
+    manifest: dict[str, Any] = {
+        "type": meta.kind,
+        "tenant": meta.tenant,
+        "namespace": meta.namespace,
+        "name": meta.name,
+    }
+    if meta.revision:
+        manifest["revision"] = meta.revision
+    if meta.labels:
+        manifest["labels"] = dict(meta.labels)
+    if meta.annotations:
+        manifest["annotations"] = dict(meta.annotations)
+    manifest.update(obj.extra)
+    manifest["object"] = obj.raw
+    return manifest
+
+
+def new(
+    kind: str,
+    key: Key,
+    raw: dict[str, Any],
+    *,
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+    revision: int = 0,
+) -> Object[Any]:
+    """An object from its parts, checked like a manifest."""
+    tenant, namespace, name = key
+    obj, _ = parse_manifest(
+        {
+            "type": kind,
+            "tenant": tenant,
+            "namespace": namespace,
+            "name": name,
+            "labels": labels or {},
+            "annotations": annotations or {},
+            "revision": revision,
+            "object": raw,
+        }
+    )
+    return obj
+
+
+def at_revision(obj: Object[Any], revision: int) -> Object[Any]:
+    """The same object as written at `revision`."""
+    return replace(obj, meta=replace(obj.meta, revision=revision))
+
+
+def resolve_policy(function: Object[FunctionSpec], lookup: Lookup) -> FuncPolicy:
+    """The policy in force for `function`.
+
+    `lookup` finds a stored funcpolicy by (tenant, namespace, name). Order: (1) a policy named like
+    the function beside it, (2) its own `policy.Obj`, (3) its `policy.Link`, in the function's
+    tenant and then in `public`, (4) the defaults.
+    """
+    named = lookup(function.key)
+    if named is not None:
+        return _policy_of(named)
+    ref = function.spec.policy
+    if ref is None:
+        return FuncPolicy()
+    if ref.obj is not None:
+        return ref.obj
+    for tenant in (function.meta.tenant, PUBLIC):
+        linked = lookup((tenant, ref.link_namespace, ref.link_name))
+        if linked is not None:
+            return _policy_of(linked)
+    return FuncPolicy()
+
+
+def _policy_of(obj: Object[Any]) -> FuncPolicy:
+    if not isinstance(obj.spec, FuncPolicy):
+        raise BadRequest(f"{obj.meta} is not a funcpolicy")
+    return obj.spec

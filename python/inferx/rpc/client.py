@@ -1,0 +1,136 @@
+"""Calling gRPC services: channels with keepalive, and errors that come back as they were raised.
+
+Must never retry by itself; only the caller knows whether a call may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+import orjson
+
+from inferx.errors import (
+    AlreadyExists,
+    BadRequest,
+    Compacted,
+    Conflict,
+    Forbidden,
+    InferxError,
+    InvalidState,
+    NoCapacity,
+    NotFound,
+    NotSupported,
+    QueueTimeout,
+    Unauthenticated,
+    Unavailable,
+    from_code,
+)
+from inferx.rpc.server import (
+    ERROR_METADATA,
+    MESSAGE_BYTES_MAX,
+    METADATA_BYTES_MAX,
+    WARNINGS_METADATA,
+)
+
+_ResponseT = TypeVar("_ResponseT")
+
+_BY_STATUS: dict[grpc.StatusCode, type[InferxError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.ABORTED: Conflict,
+    grpc.StatusCode.OUT_OF_RANGE: Compacted,
+    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: NoCapacity,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidState,
+    grpc.StatusCode.DEADLINE_EXCEEDED: QueueTimeout,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Unavailable,
+    grpc.StatusCode.UNIMPLEMENTED: NotSupported,
+}
+
+
+def channel(addr: str) -> grpc.aio.Channel:
+    """A channel to host:port that notices a dead peer within seconds and reconnects quickly."""
+    return grpc.aio.insecure_channel(
+        addr.removeprefix("http://"),
+        options=[
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 3_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 3_000),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+        ],
+    )
+
+
+async def call(
+    method: Any,
+    request: Any,
+    timeout_s: float | None = 10.0,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Any:
+    """The response of a unary stub method, or the `InferxError` that the server raised.
+
+    A peer that cannot be reached gives `Unavailable`. With `timeout_s` over, the error is
+    `QueueTimeout` when the server says so and `Unavailable` when it does not answer at all.
+    """
+    try:
+        response = await method(request, timeout=timeout_s, metadata=tuple(metadata))
+    except grpc.aio.AioRpcError as error:
+        raise typed(error) from error
+    text = getattr(response, "error", "")
+    if text:  # an older server answers with a status of OK and this text only
+        raise InferxError(text)
+    return response
+
+
+async def write(method: Any, request: Any, timeout_s: float | None = 10.0) -> tuple[Any, list[str]]:
+    """Like `call`, with the warnings of the state service about the written object."""
+    pending = method(request, timeout=timeout_s)
+    try:
+        response = await pending
+        metadata = await pending.trailing_metadata()
+    except grpc.aio.AioRpcError as error:
+        raise typed(error) from error
+    for name, value in metadata or ():
+        if name == WARNINGS_METADATA:
+            return response, [str(item) for item in orjson.loads(value)]
+    return response, []
+
+
+def typed(error: grpc.aio.AioRpcError) -> InferxError:
+    """The error that a server raised, rebuilt from what came with the status."""
+    body = _attached(error.trailing_metadata())
+    if body is not None:
+        return from_code(str(body.get("code")))(
+            str(body.get("message", "")),
+            retry_after_ms=body.get("retry_after_ms"),
+            details=body.get("details"),
+        )
+    status, text = error.code(), error.details() or error.code().name
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unavailable(f"no answer in time: {text}")
+    return _BY_STATUS.get(status, InferxError)(text)
+
+
+def _attached(metadata: Iterable[Any] | None) -> dict[str, Any] | None:
+    for name, value in metadata or ():
+        if name == ERROR_METADATA:
+            try:
+                body = orjson.loads(value)
+            except orjson.JSONDecodeError:
+                return None
+            return body if isinstance(body, dict) else None
+    return None

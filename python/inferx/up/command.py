@@ -1,0 +1,116 @@
+"""The commands `inferx up` and `inferx run`.
+
+Must never do more than turn a command line into a call of the supervisor or of a service.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from inferx import config
+from inferx.domain.nodeconfig import RUNTIMES
+from inferx.errors import ConfigError
+from inferx.up import supervisor
+from inferx.up.settings import SIMULATED_DEFAULT, Settings
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".inferx"),
+    show_default=True,
+    help="Where store, logs and workers are kept.",
+)
+@click.option("--port", type=int, default=4000, show_default=True, help="Of the gateway.")
+@click.option(
+    "--gpus",
+    default="auto",
+    show_default=True,
+    help=f"auto, real, or COUNTxMB for simulated ones, such as {SIMULATED_DEFAULT}.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="process",
+    show_default=True,
+    help="How workers are run.",
+)
+@click.option(
+    "--idle-park-ms",
+    type=click.IntRange(min=0),
+    default=5000,
+    show_default=True,
+    help="An idle worker gives its GPU back after this time.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show the logs of the services here, too.")
+def up(
+    directory: Path,
+    port: int,
+    gpus: str,
+    runtime: str,
+    idle_park_ms: int,
+    log_level: str,
+    log_format: str,
+    verbose: bool,
+) -> None:
+    """Run the whole platform on this machine until Ctrl-C.
+
+    Starts the state service, the scheduler, the node agent and the gateway, starts them again when
+    they fail, and stops all of them and every worker at the end. Objects are kept in --dir.
+    """
+    settings = Settings(
+        directory, port, gpus, runtime, idle_park_ms, log_level, log_format, verbose
+    )
+    supervisor.run(settings, lambda line: click.echo(f"inferx: {line}", err=True))
+
+
+@click.command()
+@click.argument("service", required=False)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="node.json; without it defaults and the environment.",
+)
+@click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
+def run(service: str | None, config_file: Path | None, supervised: bool) -> None:
+    """Run one SERVICE in the foreground: statesvc, scheduler, nodeagent or gateway.
+
+    Without SERVICE the environment's RUN_SERVICE says which.
+    """
+    if supervised:
+        _end_with_supervisor()
+    settings = config.load(config_file)
+    name = config.service_name(service) if service else settings.run_service
+    if not name:
+        raise ConfigError(f"say which service: {', '.join(config.SERVICES)}, or set RUN_SERVICE")
+    sys.exit(import_module(f"services.{name}").run(settings))
+
+
+def _end_with_supervisor() -> None:
+    """The supervisor holds the other end of standard input: end of file means that it died."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()

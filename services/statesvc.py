@@ -1,0 +1,38 @@
+"""Main of the state service.
+
+Must never do more than open the store, serve it, and stop in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import uvloop
+from inferx import statesvc, telemetry
+from inferx.config import NodeConfig
+from inferx.errors import InferxError
+from inferx.rpc.server import stop_on_signals
+
+_log = logging.getLogger(__name__)
+
+
+async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
+    """Serve until `stop` is set (None = until SIGTERM or SIGINT), then drain."""
+    stop = stop_on_signals() if stop is None else stop
+    service = await statesvc.start(config)
+    kind = "etcd" if config.etcd_addrs else str(config.data_dir / "state.db")
+    _log.info("state service ready on %s:%d, store %s", config.host_ip, service.port, kind)
+    await stop.wait()
+    await service.stop()
+
+
+def run(config: NodeConfig) -> int:
+    """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
+    telemetry.setup_logging("statesvc", config.log_format, config.log_level)
+    try:
+        uvloop.run(main(config))
+    except InferxError as error:
+        _log.error("%s", error)
+        return 1
+    return 0
