@@ -1,6 +1,7 @@
 """The compiled module: what Python may call of the Rust crates. The docstrings live here."""
 
 from os import PathLike
+from typing import Any
 
 __version__: str
 """The version of the wheel."""
@@ -165,3 +166,119 @@ class Proxy:
 
     def stats(self) -> bytes:
         """Counters and gauges as JSON: of the plane, and under `functions` by key."""
+
+def pod_table() -> list[tuple[str, str, str]]:
+    """Every legal step of a pod's life as rows `(from, event, to)`, by state, then event."""
+
+def pod_transition(state: str, event: str) -> str:
+    """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong name."""
+
+class SchedulerCore:
+    """Every decision about placement, leases and standby. Not for use from several threads.
+
+    All times are milliseconds of one monotonic clock of the caller. Verbs return at once; deeds are
+    collected and fetched with `effects`. After each verb fetch them, and call `tick` at the time
+    that `next_wakeup_ms` names.
+    """
+
+    def __new__(
+        cls,
+        pod_id_prefix: str,
+        idle_park_ms: int = 5000,
+        lease_ttl_ms: int = 15000,
+        takeover_ms: int = 3000,
+    ) -> SchedulerCore:
+        """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at most
+        8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last lease came
+        back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this process
+        wait `takeover_ms` for a gateway to announce them.
+        """
+
+    def lease(
+        self,
+        now_ms: int,
+        tenant: str,
+        namespace: str,
+        funcname: str,
+        revision: int,
+        gateway_id: int,
+        request_id: str,
+        slots: int,
+        deadline_ms: int,
+    ) -> tuple[str, int, str, int, str] | tuple[str, int] | tuple[str, str, str, int | None]:
+        """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)` or
+        `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
+
+        Idempotent by (`gateway_id`, `request_id`) while the lease or ticket lives; "" = never.
+        `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the policy's
+        queue timeout. The current revision serves every caller, whatever `revision` it names.
+        """
+
+    def give_back(self, now_ms: int, lease_id: int, ok: bool = True) -> bool:
+        """Ends a lease. False when it is not live (any more). `ok` False: the worker is broken."""
+
+    def cancel(self, now_ms: int, ticket: int) -> bool:
+        """Takes a ticket out of the queue. False when it was answered already."""
+
+    def connect(self, now_ms: int, gateway_id: int) -> None:
+        """A gateway is there; its leases live while it is heard of."""
+
+    def refresh(self, now_ms: int, gateway_id: int) -> bool:
+        """A heartbeat. False for an unknown gateway, which has to connect and announce its leases."""
+
+    def announce(
+        self, now_ms: int, gateway_id: int, lease_id: int, pod_id: str, slots: int
+    ) -> bool:
+        """A gateway holds a lease, maybe of a former process. False: it has to drop it."""
+
+    def kill(self, now_ms: int, pod_id: str) -> bool | None:
+        """Ends a pod with its leases. None: no such pod; False: it is ending already."""
+
+    def knows(self, tenant: str, namespace: str, funcname: str, revision: int) -> bool:
+        """Whether the function was observed in this revision or a later one."""
+
+    def waiting(self, tenant: str, namespace: str, funcname: str) -> tuple[int, str] | None:
+        """How many tickets wait for a function and why; None when none does."""
+
+    def observe(self, now_ms: int, fact: dict[str, object]) -> None:
+        """Something happened. Telling a fact twice does no harm.
+
+        `kind` is one of
+        function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib, standby_mem_mib,
+        gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory, min_replica, max_replica,
+        standby_per_node, parallel, queue_len, queue_timeout_ms), function_gone (its name),
+        tenant (name, disabled, allow_standby, max_replica, min_replica_cap, max_standby,
+        max_gpu_milli, max_queue_len; None = no limit), namespace (tenant, name, disabled),
+        node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus as (index, type, vram_mib),
+        context_overhead_mib, contexts_per_gpu_max), node_lost (name), node_gone (name),
+        pod (pod_id, node, tenant, namespace, name, revision, state, reason, cpu_millis, mem_mib,
+        cache_mib, devices, gpu_mib per device, contexts per device), pod_gone (pod_id),
+        start_result, park_result, terminate_result (pod_id, ok, code, reason, gone, order).
+
+        `KeyError` or `ValueError` name an entry that is missing or wrong.
+        """
+
+    def tick(self, now_ms: int) -> None:
+        """Does what is due: deadlines, expiries, parking, retries."""
+
+    def next_wakeup_ms(self) -> int | None:
+        """When `tick` has something to do; it may turn out to be nothing."""
+
+    def effects(self) -> list[dict[str, Any]]:
+        """Deeds since the last call, in order; `effect` is one of
+        grant (ticket, lease_id, pod_id, slots, start), refuse (ticket, code, message,
+        retry_after_ms), start and resume (pod_id, node, tenant, namespace, funcname, revision, order,
+        alloc, terminate, park: pods that make room), park and terminate (a pod).
+        A result is told with `observe` and carries the order's number.
+        """
+
+    def check(self, now_ms: int) -> None:
+        """Panics when an invariant is broken; looks at everything, for tests."""
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Every pod: pod_id, tenant, namespace, funcname, revision, node, state, reason, since_ms,
+        slots, leased, start, alloc."""
+
+    def stats(self) -> dict[str, Any]:
+        """Sums: functions, nodes, nodes_ready, pods by state, leases, tickets, gpu_mib_total,
+        gpu_mib_used, and counters of starts, parks, terminations, grants, refusals, expiries."""

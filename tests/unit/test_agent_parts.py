@@ -1,8 +1,7 @@
-"""The agent's parts without processes: ledger, spec, logs, view, epoch, GPU selection."""
+"""The agent's parts without processes: ledger, spec, logs, epoch, GPU selection."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -14,11 +13,9 @@ from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
 from inferx.agent.probe import prompt_body
 from inferx.agent.spec import coerce, expand, parse_alloc, parse_launch
-from inferx.agent.view import View, ViewServicer
 from inferx.config import SimulatedGpu
 from inferx.domain.function import SampleQuery
-from inferx.errors import BadRequest, Compacted, InvalidState, NoCapacity, NotFound, StaleEpoch
-from inferx.rpc import ixmeta_pb2 as pb
+from inferx.errors import BadRequest, InvalidState, NoCapacity, StaleEpoch
 
 
 def two_gpus() -> list[Device]:
@@ -182,58 +179,6 @@ async def test_following_a_log_survives_its_rotation(tmp_path: Path) -> None:
             assert log.rotate()
             write(log, "after\n")
     assert "".join(seen) == "before\n" + "grüße " * 20 + "\nafter\n"
-
-
-# ---- view ----
-
-
-def pod_key(name: str) -> tuple[str, str, str, str]:
-    return ("pod", "t", "n", name)
-
-
-async def test_watch_gives_all_then_changes() -> None:
-    view = View()
-    servicer = ViewServicer(view)
-    view.publish(pod_key("a"), {"n": 1}, {"l": "v"}, {})
-    view.publish(("node", "system", "system", "n1"), {}, {}, {})
-    watch = servicer.Watch(pb.ListRequestMessage(obj_type="pod"), None)
-    first, done = await anext(watch), await anext(watch)
-    assert (first.event_type, first.obj.name, first.obj.labels[0].val) == (pb.ADDED, "a", "v")
-    assert done.event_type == pb.INIT_DONE
-    change = asyncio.ensure_future(anext(watch))
-    await asyncio.sleep(0)
-    view.publish(pod_key("a"), {"n": 2}, {}, {})
-    view.remove(pod_key("a"))
-    changed = await asyncio.wait_for(change, 5)
-    gone = await asyncio.wait_for(anext(watch), 5)
-    assert (changed.event_type, json.loads(changed.obj.data)) == (pb.MODIFIED, {"n": 2})
-    assert gone.event_type == pb.DELETED
-    assert gone.obj.revision > changed.obj.revision > first.obj.revision
-    await watch.aclose()
-
-
-async def test_watch_from_a_revision_continues_or_asks_to_list_again() -> None:
-    view = View(history_max=3)
-    servicer = ViewServicer(view)
-    revision = view.revision
-    view.publish(pod_key("a"), {}, {}, {})
-    watch = servicer.Watch(pb.ListRequestMessage(obj_type="pod", revision=revision), None)
-    assert (await anext(watch)).obj.name == "a"
-    await watch.aclose()
-    for _ in range(5):
-        view.publish(pod_key("a"), {}, {}, {})
-    for stale in (revision, view.revision + 1, 1):
-        watch = servicer.Watch(pb.ListRequestMessage(obj_type="pod", revision=stale), None)
-        with pytest.raises(Compacted):
-            await anext(watch)
-
-
-async def test_a_view_is_read_only_and_knows_its_kinds() -> None:
-    servicer = ViewServicer(View())
-    with pytest.raises(BadRequest, match="obj_type"):
-        await servicer.List(pb.ListRequestMessage(obj_type="function"), None)
-    with pytest.raises(NotFound):
-        await servicer.Get(pb.GetRequestMessage(obj_type="pod", name="x"), None)
 
 
 # ---- epoch, GPUs ----

@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod device;
 pub mod error;
 pub mod image;
+pub mod pipeline;
 pub mod soft;
 pub mod storage;
 

@@ -10,9 +10,8 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -20,7 +19,8 @@ from inferx._ext import pod_transition
 from inferx.agent import records
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
-from inferx.agent.probe import Probe
+from inferx.agent.probe import Probe, prove
+from inferx.agent.requests import Request, Requests
 from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
 from inferx.agent.spec import PodKey, devices_of, parse_alloc, parse_launch, sample_of
 from inferx.domain import cluster
@@ -60,13 +60,6 @@ class Room:
         return [pod.key.id for pod in (*self.terminate, *self.park)]
 
 
-@dataclass
-class _Request:
-    verb: str
-    done: asyncio.Future[None]
-    room: Room = field(default_factory=Room)
-
-
 class Pod:
     """A pod and its task. Verbs put a request to the task and wait; a caller that gives up
     waiting changes nothing."""
@@ -79,8 +72,7 @@ class Pod:
         self.alloc = parse_alloc(record.alloc)
         self.log = PodLog(folder)
         self.worker: Worker | None = None
-        self._requests: asyncio.Queue[_Request] = asyncio.Queue()
-        self._pending: dict[str, asyncio.Future[None]] = {}
+        self._requests: Requests[Room] = Requests()
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -96,12 +88,12 @@ class Pod:
 
     def begin(self, verb: str, room: Room | None = None) -> None:
         """Start the task with its first verb: `start`, or `adopted` for a worker found running."""
-        self._ask(verb, room)
+        self._requests.ask(verb, room or Room())
         self._task = asyncio.create_task(self._run(), name=f"pod {self.key.id}")
 
     def busy_with(self, verb: str) -> bool:
         """Whether that verb is asked for or in progress."""
-        return verb in self._pending
+        return self._requests.pending(verb) is not None
 
     def lost(self, reason: str) -> None:
         """The worker was found gone by who looked for it; the pod ends without a task."""
@@ -110,26 +102,27 @@ class Pod:
 
     async def settled(self, verb: str) -> None:
         """Wait for the verb in progress, if there is one; raises what it raised."""
-        if verb in self._pending:
-            await asyncio.shield(self._pending[verb])
+        answer = self._requests.pending(verb)
+        if answer is not None:
+            await asyncio.shield(answer)
 
     async def terminate(self) -> None:
         """End the worker; returns when all of it is gone. A finished pod is fine."""
         if self.state not in TERMINAL:
             self._ending.set()
-            await asyncio.shield(self._ask("terminate"))
+            await asyncio.shield(self._requests.ask("terminate", Room()))
 
     async def park(self) -> None:
         """Freeze the worker and release its VRAM. A parked pod is fine."""
         self.check_parkable()
         if self.state != "Standby":
-            await asyncio.shield(self._ask("park"))
+            await asyncio.shield(self._requests.ask("park", Room()))
 
     def resume(self, alloc: cluster.Alloc, room: Room) -> None:
         """Ask for the way back from Standby; its room must be promised. `settled` waits for it."""
         self.alloc = alloc
         self.record.alloc = json.dumps(alloc.to_raw())
-        self._ask("resume", room)
+        self._requests.ask("resume", room)
 
     def check_parkable(self) -> None:
         """Raise InvalidState when this pod cannot be parked now."""
@@ -152,18 +145,6 @@ class Pod:
 
     # ---- the task ----
 
-    def _ask(self, verb: str, room: Room | None = None) -> asyncio.Future[None]:
-        pending = self._pending.get(verb)
-        if pending is not None:
-            return pending
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Nobody may be waiting; the outcome is in the pod's state as well.
-        done.add_done_callback(lambda future: future.cancelled() or future.exception())
-        done.add_done_callback(lambda _: self._pending.pop(verb, None))
-        self._pending[verb] = done
-        self._requests.put_nowait(_Request(verb, done, room or Room()))
-        return done
-
     async def _run(self) -> None:
         steps: dict[str, Callable[[Room], Awaitable[None]]] = {
             "start": self._start,
@@ -174,46 +155,38 @@ class Pod:
             "exited": self._exited,
         }
         while self.state not in TERMINAL:
-            request = await self._requests.get()
+            request = await self._requests.next()
             try:
-                await steps[request.verb](request.room)
+                await steps[request.verb](request.argument)
             except InferxError as error:
-                self._answer(request, error)
+                request.answer(error)
             except Exception as error:
                 log.exception("pod %s: %s failed", self.key.id, request.verb)
                 wrapped = InferxError(f"{request.verb} of pod {self.key.id}: {error}")
                 await self._fail(wrapped)
-                self._answer(request, wrapped)
+                request.answer(wrapped)
             else:
-                self._answer(request, None)
-        while not self._requests.empty():
-            self._refuse(self._requests.get_nowait())
+                request.answer()
+        for request in self._requests.rest():
+            self._refuse(request)
 
-    def _answer(self, request: _Request, error: InferxError | None) -> None:
-        if request.done.done():
-            return
-        if error is None:
-            request.done.set_result(None)
-        else:
-            request.done.set_exception(error)
-
-    def _refuse(self, request: _Request) -> None:
+    def _refuse(self, request: Request[Room]) -> None:
         if request.verb in ("terminate", "exited"):
-            self._answer(request, None)
+            request.answer()
             return
-        self.tools.ledger.stay(request.room.ids)
+        self.tools.ledger.stay(request.argument.ids)
         reason = f": {self.record.error}" if self.record.error else ""
         message = f"pod {self.key.id} is {self.state}, it cannot {request.verb}{reason}"
-        self._answer(request, InvalidState(message))
+        request.answer(InvalidState(message))
 
     async def _start(self, room: Room) -> None:
         try:
             self._move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
             self.tools.ledger.take(self.key.id)
-            self._hold(await self.tools.runtime.start(self._worker_spec()))
+            worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
             self._move("started", "loading")
-            await self._prove(sample_of(self.launch).loading_timeout_s)
+            await self._prove(worker, sample_of(self.launch).loading_timeout_s)
             self._move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
@@ -232,7 +205,7 @@ class Pod:
                 self._move("started", "adopted while starting")
             if self.state in ("Loading", "Resuming", "Ready"):
                 await worker.thaw()
-                await self._prove(sample_of(self.launch).loading_timeout_s)
+                await self._prove(worker, sample_of(self.launch).loading_timeout_s)
                 if self.state != "Ready":
                     self._move("probe_ok", "")
                 else:
@@ -279,7 +252,7 @@ class Pod:
             self.record.start = "resume"
             self._move("resume", "resuming")
             await self.worker.thaw()
-            await self._prove(RESUME_TIMEOUT_S)
+            await self._prove(self.worker, RESUME_TIMEOUT_S)
             self._move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
@@ -316,14 +289,15 @@ class Pod:
             port=self.record.port,
         )
 
-    def _hold(self, worker: Worker) -> None:
+    def _hold(self, worker: Worker) -> Worker:
         self.worker = worker
         self.record.worker = worker.record
         worker.exited.add_done_callback(self._on_exit)
+        return worker
 
     def _on_exit(self, _: asyncio.Future[Exit]) -> None:
         if self.state not in TERMINAL:
-            self._ask("exited")
+            self._requests.ask("exited", Room())
 
     async def _make_room(self, room: Room) -> None:
         leave = [pod.terminate() for pod in room.terminate] + [pod.park() for pod in room.park]
@@ -333,25 +307,9 @@ class Pod:
             self.tools.ledger.stay(room.ids)
             raise StartFailed(f"no room: {'; '.join(str(failure) for failure in failures)}")
 
-    async def _prove(self, timeout_s: float) -> None:
-        """Wait for the probe's first 200; raises when the worker ends, or is told to, before."""
-        worker = self.worker
-        assert worker is not None
+    async def _prove(self, worker: Worker, timeout_s: float) -> None:
         probe = Probe(self.tools.client, self.launch, self.tools.host, self.record.port)
-        asking = asyncio.create_task(probe.until_ready(timeout_s))
-        ending = asyncio.create_task(self._ending.wait())
-        try:
-            first: list[asyncio.Future[Any]] = [asking, ending, worker.exited]
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            if worker.exited.done():
-                raise StartFailed(f"worker {worker.exited.result()} before it was ready")
-            if self._ending.is_set():
-                raise InvalidState(f"pod {self.key.id} was told to end before it was ready")
-            await asking
-        finally:
-            for task in (asking, ending):
-                task.cancel()
-            await asyncio.gather(asking, ending, return_exceptions=True)
+        await prove(probe, worker, self._ending, timeout_s)
 
     async def _fail(self, error: InferxError) -> InferxError:
         """End what is left, release the VRAM, and say why; returns the error for the caller."""
@@ -392,7 +350,7 @@ class Pod:
         log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
         self.tools.report(self)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> cluster.Pod:
         """The pod as others see it: the `object` of its kind."""
         return cluster.Pod(
             funcname=self.key.funcname,
@@ -410,4 +368,4 @@ class Pod:
                 start=self.record.start,
                 error=self.record.error,
             ),
-        ).to_raw()
+        )

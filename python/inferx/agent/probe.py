@@ -1,20 +1,22 @@
 """The probe that decides whether a worker is ready: a health request or the sample query.
 
-Must never start, stop or judge a process; it only asks over HTTP until the answer is 200.
+Must never start or stop a process; it only asks over HTTP until the answer is 200.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
+from inferx.agent.runtimes.protocol import Worker
 from inferx.agent.spec import coerce, sample_of
 from inferx.domain.function import FunctionSpec, SampleQuery
-from inferx.errors import StartFailed
+from inferx.errors import InvalidState, StartFailed
 
 RETRY_FIRST_S = 0.010
 RETRY_MAX_S = 0.050
@@ -57,7 +59,9 @@ class Probe:
             self.last = f"nothing listens on port {self._port}"
         except (httpx.TimeoutException, TimeoutError):
             self._refused = False
-            self.last = f"no answer within {try_s * 1000:.0f} ms"
+            # A try that the end of the loading time cut short says less than the one before it.
+            if try_s >= self._endpoint.probe_timeout_ms / 1000 or self.tries == 1:
+                self.last = f"no answer within {try_s * 1000:.0f} ms"
         except httpx.HTTPError as error:
             self._refused = False
             self.last = f"{type(error).__name__}: {error}"
@@ -96,6 +100,28 @@ class Probe:
         return ""
 
 
+async def prove(probe: Probe, worker: Worker, interrupted: asyncio.Event, timeout_s: float) -> None:
+    """Wait for the worker's first 200.
+
+    Raises StartFailed when the worker ends or `timeout_s` passes before, and InvalidState when
+    `interrupted` is set before.
+    """
+    asking = asyncio.create_task(probe.until_ready(timeout_s))
+    waiting = asyncio.create_task(interrupted.wait())
+    try:
+        first: list[asyncio.Future[Any]] = [asking, waiting, worker.exited]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if worker.exited.done():
+            raise StartFailed(f"worker {worker.exited.result()} before it was ready")
+        if interrupted.is_set():
+            raise InvalidState("told to end before it was ready")
+        await asking
+    finally:
+        for task in (asking, waiting):
+            task.cancel()
+        await asyncio.gather(asking, waiting, return_exceptions=True)
+
+
 def prompt_body(sample: SampleQuery) -> Mapping[str, Any]:
     """The sample query's JSON body with its prompt where the API of its path expects it."""
     body: dict[str, Any] = coerce(sample.body)
@@ -113,6 +139,8 @@ def prompt_body(sample: SampleQuery) -> Mapping[str, Any]:
 
 def new_client() -> httpx.AsyncClient:
     """The agent's HTTP client: direct (no proxy from the environment), no kept connections."""
+    # One line for each try would bury the rest of the agent's log.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # A worker's own certificate on loopback names nobody, so there is nothing to verify.
     return httpx.AsyncClient(
         trust_env=False,

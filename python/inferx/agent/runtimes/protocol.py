@@ -89,8 +89,8 @@ class Runtime(Protocol):
     async def start(self, spec: WorkerSpec) -> Worker:
         """Start it; raises StartFailed with the reason."""
 
-    async def adopt(self, pod_id: str, record: Mapping[str, Any]) -> Worker | None:
+    async def adopt(self, folder: Path, record: Mapping[str, Any]) -> Worker | None:
         """The running worker of a record, or None when it is gone (nothing is left of it then).
 
-        An empty record means that the agent ended while it was starting the worker.
+        An empty record means that it was never written: the worker of that folder is looked for.
         """

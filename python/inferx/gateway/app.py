@@ -1,0 +1,99 @@
+"""The gateway put together: the data plane, its feeders, and the ASGI app of the control routes.
+
+Must never be started twice in a process: it owns one event loop's channels and one data plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from inferx._ext import Proxy
+from inferx.config import NodeConfig
+from inferx.errors import InferxError
+from inferx.gateway import replies
+from inferx.gateway.functions import Functions
+from inferx.gateway.objects import ObjectRoutes
+from inferx.gateway.plane import Pump
+from inferx.gateway.views import ViewRoutes
+from inferx.gateway.workers import Workers
+from inferx.rpc import client
+
+DRAIN_MS = 30_000
+_log = logging.getLogger(__name__)
+
+
+def listen_host(config: NodeConfig) -> str:
+    """The loopback address for a node that lives there, every address otherwise."""
+    return "127.0.0.1" if ipaddress.ip_address(config.host_ip).is_loopback else "0.0.0.0"  # noqa: S104
+
+
+class Gateway:
+    """One gateway. `app` is its ASGI app; the data plane runs while the app's lifespan does."""
+
+    def __init__(self, config: NodeConfig, control_socket: Path) -> None:
+        self.gateway_id = secrets.randbits(63)
+        self.startup_error: Exception | None = None
+        self.port: int | None = None
+        self._config = config
+        self._proxy = Proxy(listen_host(config), config.gateway_port, control_socket)
+        self.app = Starlette(
+            lifespan=self._lifespan,
+            exception_handlers={
+                InferxError: replies.on_inferx_error,
+                HTTPException: replies.on_http_error,
+                Exception: replies.on_unexpected,
+            },
+        )
+        self.app.router.redirect_slashes = False
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        try:
+            # The port first: nothing else matters when it is taken.
+            self.port = self._proxy.start()
+        except Exception as error:
+            self.startup_error = error
+            raise
+        state = client.channel(self._config.state_svc_addrs[0])
+        scheduler = client.channel(self._config.scheduler_addr)
+        functions = Functions(self._proxy, state)
+        workers = Workers(self._proxy, functions, scheduler, self.gateway_id)
+        pump = Pump(self._proxy, workers.handle)
+        app.router.routes[:] = [
+            *ViewRoutes(functions, self._proxy.stats, state, scheduler).routes(),
+            *ObjectRoutes(functions, state).routes(),
+        ]
+        pump.start()
+        workers.start()
+        getting_ready = asyncio.create_task(self._get_ready(functions, workers))
+        _log.info("gateway %d listens on port %d", self.gateway_id, self.port)
+        try:
+            yield
+        finally:
+            self._proxy.set_not_ready("the gateway is stopping")
+            drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
+            if not drained:
+                _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
+            getting_ready.cancel()
+            await asyncio.gather(getting_ready, return_exceptions=True)
+            await pump.stop()
+            await workers.stop()
+            await functions.stop()
+            await asyncio.gather(state.close(None), scheduler.close(None))
+
+    async def _get_ready(self, functions: Functions, workers: Workers) -> None:
+        self._proxy.set_not_ready("the objects are not known yet: waiting for the state service")
+        await functions.start()
+        self._proxy.set_not_ready("waiting for the scheduler")
+        await workers.connected.wait()
+        self._proxy.set_not_ready(None)
+        _log.info("gateway ready, %d functions", len(functions.all()))

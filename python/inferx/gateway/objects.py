@@ -1,0 +1,130 @@
+"""Routes of objects: create, update, read, delete and list through the state service.
+
+Must never write to a store; the state service is the only writer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc.aio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from inferx.domain.codec import dump_manifest, parse_manifest
+from inferx.domain.meta import Object
+from inferx.domain.objects import KINDS
+from inferx.errors import BadRequest, Forbidden
+from inferx.gateway.functions import Functions
+from inferx.gateway.replies import body, names, number, reply, segments
+from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc
+
+WRITABLE = frozenset({"tenant", "namespace", "function", "funcpolicy"})
+_NAME_PARTS = ("type", "tenant", "namespace", "name")
+
+
+def check_kind(kind: str, *, writing: bool = False) -> str:
+    """`kind` when it exists and, for writing, when it is not the platform's own."""
+    if kind not in KINDS:
+        raise BadRequest(f"type: unknown type {kind!r}; known are {', '.join(sorted(KINDS))}")
+    if writing and kind not in WRITABLE:
+        raise Forbidden(f"type: objects of type {kind!r} are written by the platform itself")
+    return kind
+
+
+class ObjectRoutes:
+    """`/object/...` and `/objects/...`."""
+
+    def __init__(self, functions: Functions, state: grpc.aio.Channel) -> None:
+        self._functions = functions
+        self._stub = ixmeta_pb2_grpc.IxMetaServiceStub(state)  # type: ignore[no-untyped-call]
+
+    def routes(self) -> list[Route]:
+        """The routes of this part."""
+        return [
+            Route("/object/{path:path}", self.create, methods=["PUT"]),
+            Route("/object/{path:path}", self.update, methods=["POST"]),
+            Route("/object/{path:path}", self.delete, methods=["DELETE"]),
+            Route("/object/{path:path}", self.read, methods=["GET"]),
+            Route("/objects/{path:path}", self.list, methods=["GET"]),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        """PUT: a new object."""
+        obj, warnings = await _manifest(request)
+        message = ixmeta_pb2.CreateRequestMessage(obj=convert.to_proto(obj))
+        answer, more = await client.write(self._stub.Create, message)
+        return await self._written(obj, answer.revision, warnings + more, 201)
+
+    async def update(self, request: Request) -> Response:
+        """POST: replaces an object that was last written at the envelope's `revision`, if given."""
+        obj, warnings = await _manifest(request)
+        message = ixmeta_pb2.UpdateRequestMessage(
+            expect_rev=obj.revision, obj=convert.to_proto(obj)
+        )
+        answer, more = await client.write(self._stub.Update, message)
+        return await self._written(obj, answer.revision, warnings + more, 200)
+
+    async def _written(
+        self, obj: Object[Any], revision: int, warnings: list[str], status: int
+    ) -> Response:
+        await self._functions.seen(obj.kind, obj.key, revision)
+        manifest = {**dump_manifest(obj), "revision": revision}
+        if warnings:
+            manifest["warnings"] = list(dict.fromkeys(warnings))
+        return reply(manifest, status)
+
+    async def read(self, request: Request) -> Response:
+        """GET: one object, now or as of `?revision=`."""
+        kind, tenant, namespace, name = names(request, *_NAME_PARTS)
+        message = ixmeta_pb2.GetRequestMessage(
+            obj_type=check_kind(kind),
+            tenant=tenant,
+            namespace=namespace,
+            name=name,
+            revision=number(request.query_params.get("revision", "0"), "revision"),
+        )
+        answer = await client.call(self._stub.Get, message)
+        return reply(convert.manifest_of(answer.obj))
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE: removes an object, if `?revision=` is given only at that revision."""
+        kind, tenant, namespace, name = names(request, *_NAME_PARTS)
+        message = ixmeta_pb2.DeleteRequestMessage(
+            obj_type=check_kind(kind, writing=True),
+            tenant=tenant,
+            namespace=namespace,
+            name=name,
+            expect_rev=number(request.query_params.get("revision", "0"), "revision"),
+        )
+        answer = await client.call(self._stub.Delete, message)
+        await self._functions.seen(kind, (tenant, namespace, name), None)
+        return reply({"revision": answer.revision})
+
+    async def list(self, request: Request) -> Response:
+        """GET: all objects of a type, of a tenant, of a namespace."""
+        expected = ("type", "tenant", "namespace")
+        count = min(max(len(segments(request)) - 1, 1), 3)
+        found = names(request, *expected[:count])
+        kind, tenant, namespace = [*found, "", ""][:3]
+        message = ixmeta_pb2.ListRequestMessage(
+            obj_type=check_kind(kind),
+            tenant=tenant,
+            namespace=namespace,
+            label_selector=request.query_params.get("label_selector", ""),
+            field_selector=request.query_params.get("field_selector", ""),
+        )
+        answer = await client.call(self._stub.List, message)
+        return reply([convert.manifest_of(obj) for obj in answer.objs])
+
+
+async def _manifest(request: Request) -> tuple[Object[Any], list[str]]:
+    """The object in a request's body; the path may repeat its type and names, or leave them out."""
+    obj, warnings = parse_manifest(await body(request))
+    check_kind(obj.kind, writing=True)
+    given = segments(request)[1:]
+    actual = [obj.kind, *obj.key]
+    if given and given != actual[: len(given)]:
+        raise BadRequest(f"the path names {'/'.join(given)}, the body {'/'.join(actual)}")
+    return obj, warnings

@@ -1,0 +1,287 @@
+"""Leases of workers: asked for when the data plane needs them, given back when it does not.
+
+Must never lose a lease: each is in the data plane, on its way back, or rejected by the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+import grpc.aio
+
+from inferx._ext import Proxy
+from inferx.domain.meta import Key
+from inferx.errors import InferxError, QueueTimeout, Unavailable
+from inferx.gateway.functions import Functions, join, split
+from inferx.rpc import client, na_pb2_grpc
+from inferx.rpc import na_pb2 as pb
+
+HEARTBEAT_S = 3.0
+RETURN_TRIES_S = 30.0
+_RPC_TIMEOUT_S = 5.0
+_BACKOFF_MIN_S = 0.05
+_BACKOFF_MAX_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Slots of one pod, held by this gateway."""
+
+    key: Key
+    revision: int
+    pod_id: str
+    lease_id: str
+    slots: int
+    epoch: int
+
+    def worker_id(self) -> pb.WorkerId:
+        """The lease as it is announced."""
+        tenant, namespace, name = self.key
+        return pb.WorkerId(
+            tenant=tenant,
+            namespace=namespace,
+            funcname=name,
+            fprevision=self.revision,
+            id=self.pod_id,
+            lease_id=self.lease_id,
+            slots=self.slots,
+            epoch=self.epoch,
+        )
+
+
+class Workers:
+    """What the data plane wants and what the scheduler grants, brought together."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        functions: Functions,
+        channel: grpc.aio.Channel,
+        gateway_id: int,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self.connected = asyncio.Event()
+        self.leases: dict[int, Lease] = {}
+        self._proxy = proxy
+        self._functions = functions
+        self._stub = na_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._gateway_id = gateway_id
+        self._heartbeat_s = heartbeat_s
+        self._handles = itertools.count(1)
+        self._epoch = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._doubt = asyncio.Event()
+        self._presence: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to announce this gateway and to keep it known."""
+        self._presence = asyncio.create_task(self._keep_present(), name="scheduler-presence")
+
+    async def stop(self, timeout_s: float = 2.0) -> None:
+        """Give everything back, as far as that works within the time."""
+        if self._presence is not None:
+            self._presence.cancel()
+            await asyncio.gather(self._presence, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for handle in list(self.leases):
+            self._spawn(self._give_back(handle, False))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def handle(self, event: tuple[Any, ...]) -> None:
+        """Act on one event of the data plane."""
+        kind, name = event[0], event[1]
+        if kind == "need_worker":
+            revision, count = event[2], event[3]
+            for _ in range(count):
+                self._spawn(self._lease(split(name), revision))
+        elif kind == "worker_idle":
+            self._spawn(self._give_back(event[2], False))
+        elif kind == "worker_failed":
+            _log.warning("worker of %s failed: %s", name, event[3])
+            self._spawn(self._give_back(event[2], True))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- leases ----
+
+    async def _lease(self, key: Key, revision: int) -> None:
+        try:
+            lease, answer = await self._ask(key, revision)
+        except InferxError as error:
+            _log.info("no worker for %s: %s (%s)", join(key), error.message, error.code)
+            self._fail(key, revision, error)
+            return
+        except asyncio.CancelledError:
+            self._fail(key, revision, Unavailable("the gateway is stopping"))
+            raise
+        except Exception:
+            # Whatever it was: the data plane must learn that this worker does not come.
+            _log.exception("leasing a worker for %s", join(key))
+            self._fail(key, revision, InferxError("internal error; see the gateway's log"))
+            return
+        handle = next(self._handles)
+        self.leases[handle] = lease
+        host, port = self._address(key, answer)
+        added = self._proxy.add_worker(
+            join(key),
+            revision=revision,
+            lease_id=handle,
+            pod_id=lease.pod_id,
+            host=host,
+            port=port,
+            slots=lease.slots,
+            start=answer.start or ("warm" if answer.keepalive else "cold"),
+        )
+        if not added:
+            await self._give_back(handle, False)
+
+    async def _ask(self, key: Key, revision: int) -> tuple[Lease, pb.LeaseWorkerResp]:
+        """Ask until the queue timeout is over; an unreachable scheduler is asked again."""
+        definition = self._functions.definition(key)
+        wait_s = 30.0 if definition is None else definition.queue_timeout_ms / 1000
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        request_id = uuid.uuid4().hex
+        backoff_s = _BACKOFF_MIN_S
+        while True:
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                raise QueueTimeout(f"no worker of {join(key)} became ready in time")
+            tenant, namespace, name = key
+            request = pb.LeaseWorkerReq(
+                tenant=tenant,
+                namespace=namespace,
+                funcname=name,
+                fprevision=revision,
+                gateway_id=self._gateway_id,
+                consumer_tenant=tenant,
+                request_id=request_id,
+                deadline_ms=max(1, round(left_s * 1000)),
+            )
+            try:
+                answer = await client.call(
+                    self._stub.LeaseWorker, request, left_s + 2.0, [("x-request-id", request_id)]
+                )
+            except Unavailable as error:
+                self._doubt.set()
+                if loop.time() + backoff_s >= deadline:
+                    raise Unavailable(
+                        f"the scheduler does not answer: {error.message}", retry_after_ms=1000
+                    ) from error
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+                continue
+            if answer.epoch != self._epoch and self.connected.is_set():
+                self._doubt.set()
+            slots = answer.slots or (1 if definition is None else definition.parallel)
+            lease = Lease(key, revision, answer.id, answer.lease_id, slots, answer.epoch)
+            return lease, answer
+
+    def _fail(self, key: Key, revision: int, error: InferxError) -> None:
+        self._proxy.fail_lease(
+            join(key),
+            revision=revision,
+            http_status=error.http_status,
+            code=error.code,
+            message=error.message,
+            retry_after_ms=error.retry_after_ms,
+        )
+
+    def _address(self, key: Key, answer: pb.LeaseWorkerResp) -> tuple[str, int]:
+        """Where the worker listens: on its host, or under an address of its own."""
+        function = self._functions.function(key)
+        own_port = 8000 if function is None else function.spec.endpoint.port
+        if answer.hostnetwork or not answer.ipaddr:
+            return str(IPv4Address(answer.hostipaddr)), answer.hostport or own_port
+        return str(IPv4Address(answer.ipaddr)), answer.hostport or own_port
+
+    async def _give_back(self, handle: int, failed: bool) -> None:
+        lease = self.leases.pop(handle, None)
+        if lease is None:
+            return
+        tenant, namespace, name = lease.key
+        request = pb.ReturnWorkerReq(
+            tenant=tenant,
+            namespace=namespace,
+            funcname=name,
+            fprevision=lease.revision,
+            id=lease.pod_id,
+            failworker=failed,
+            lease_id=lease.lease_id,
+        )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RETURN_TRIES_S
+        backoff_s = _BACKOFF_MIN_S
+        while True:
+            try:
+                await client.call(self._stub.ReturnWorker, request, _RPC_TIMEOUT_S)
+                return
+            except Unavailable as error:
+                # A scheduler that was restarted meanwhile was not told of this lease either.
+                if loop.time() >= deadline:
+                    _log.warning("lease %s was not given back: %s", lease.lease_id, error)
+                    return
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+            except InferxError as error:
+                _log.info("lease %s is not known any more: %s", lease.lease_id, error)
+                return
+
+    # ---- presence ----
+
+    async def _keep_present(self) -> None:
+        """Announce, then keep saying that this gateway lives; announce again after any doubt."""
+        backoff_s = _BACKOFF_MIN_S
+        while True:
+            try:
+                await self._announce()
+                backoff_s = _BACKOFF_MIN_S
+                self.connected.set()
+                while not await self._in_doubt():
+                    request = pb.RefreshGatewayReq(gateway_id=self._gateway_id)
+                    await client.call(self._stub.RefreshGateway, request, _RPC_TIMEOUT_S)
+            except InferxError as error:
+                _log.info("the scheduler is not there: %s", error)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+
+    async def _in_doubt(self) -> bool:
+        """Rest until the next heartbeat; True when somebody saw the scheduler change."""
+        try:
+            await asyncio.wait_for(self._doubt.wait(), self._heartbeat_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _announce(self) -> None:
+        self._doubt.clear()
+        announced = dict(self.leases)
+        request = pb.ConnectReq(
+            gateway_id=self._gateway_id,
+            workers=[lease.worker_id() for lease in announced.values()],
+        )
+        answer = await client.call(self._stub.ConnectScheduler, request, _RPC_TIMEOUT_S)
+        self._epoch = answer.epoch
+        rejected = set(answer.rejected_lease_ids)
+        for handle, lease in announced.items():
+            if lease.lease_id in rejected and self.leases.pop(handle, None) is not None:
+                _log.warning("the scheduler does not accept lease %s any more", lease.lease_id)
+                self._proxy.remove_worker(handle)
+        _log.info("announced to the scheduler with %d leases", len(announced) - len(rejected))
