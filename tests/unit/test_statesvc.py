@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inferx import telemetry
 from inferx.domain import codec
 from inferx.domain.meta import Key
 from inferx.errors import (
@@ -20,6 +22,7 @@ from inferx.errors import (
     InferxError,
     InvalidState,
     NotFound,
+    StaleEpoch,
     TenantLimit,
 )
 from inferx.rpc import client, convert, ixmeta_pb2
@@ -226,6 +229,48 @@ async def test_a_watch_follows_its_selection(home: Client) -> None:
     await home.create("function", ("t", "n", "g"), raw)
     events = await home.watch(4, "function", revision=start, field_selector="spec.model_type=llm")
     assert events == [(ADDED, "f"), (MODIFIED, "f"), (DELETED, "f"), (ADDED, "g")]
+
+
+async def test_a_scheduler_that_no_longer_leads_cannot_write(home: Client) -> None:
+    leader: Key = ("system", "system", "scheduler")
+    first, _ = await home.create("scheduler", leader, {"spec": {"address": "a:1"}})
+    pod = {"spec": {"funcname": "f", "fprevision": 1, "node": "n1"}}
+
+    async def place(name: str, epoch: int) -> None:
+        manifest = {"type": "pod", "tenant": "t", "namespace": "n", "name": name, "object": pod}
+        message = convert.message_of(manifest)
+        message.src_epoch = epoch
+        await client.call(home.stub.Create, ixmeta_pb2.CreateRequestMessage(obj=message))
+
+    await place("p1", first)
+    second = await home.update("scheduler", leader, {"spec": {"address": "b:1"}})
+    with pytest.raises(StaleEpoch, match=f"epoch {first} is over; the current one is {second}"):
+        await place("p2", first)
+    await place("p2", second)
+    assert await home.names("pod") == ["p1", "p2"]
+
+
+async def test_an_object_too_large_to_keep_is_refused(home: Client) -> None:
+    with pytest.raises(BadRequest, match="larger than"):
+        await home.create("function", F, FUNCTION, labels={"a": "x" * (1 << 20)})
+
+
+async def test_the_request_id_reaches_the_log_of_the_service(
+    home: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+
+    class Catch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(telemetry.bound().get("request_id", ""))
+
+    handler = Catch()
+    caplog.set_level(logging.INFO)
+    logging.getLogger("inferx.statesvc").addHandler(handler)
+    with telemetry.bind(request_id="req-7"):
+        await home.create("function", F, FUNCTION)
+    logging.getLogger("inferx.statesvc").removeHandler(handler)
+    assert seen == ["req-7"]
 
 
 async def test_uids_grow(api: Client) -> None:
