@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import msgpack
 import orjson
-
 from inferx._ext import Proxy
 
 DEADLINE_S = 10.0
@@ -20,11 +20,11 @@ LIMITS: dict[str, Any] = {"threads": 2}
 
 async def until(condition: Callable[[], Any], what: str) -> Any:
     """Wait until `condition()` is true."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not (found := condition()):
-            await asyncio.sleep(0.002)
-        return found
-    raise AssertionError(what)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.002)
+    return found
 
 
 @dataclass
