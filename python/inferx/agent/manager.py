@@ -297,7 +297,7 @@ class Manager:
         if record.state not in ("Standby", "Parking"):
             ledger = self._tools.ledger
             ledger.promise(record.key.id, devices_of(pod.alloc), pod.alloc.vram_mb_per_device)
-            ledger.take(record.key.id)
+            ledger.take(record.key.id, in_use=True)
         pod.begin("adopted")
 
     async def _clear(self, folder: Path) -> None:
