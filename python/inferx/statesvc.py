@@ -240,7 +240,7 @@ def _parse(message: ixmeta_pb2.Obj) -> tuple[Object[Any], list[str]]:
     _check_kind(message.kind)
     manifest = convert.manifest_of(message)
     manifest["revision"] = 0
-    return codec.parse_manifest(manifest)
+    return codec.read_manifest(manifest)
 
 
 def _check_kind(kind: str) -> None:
@@ -286,9 +286,10 @@ async def start(config: NodeConfig) -> Running:
     try:
         service = StateService(objects)
         await service.bootstrap()
+        add: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
         server = await serve(
             f"{config.host_ip}:{config.statesvc_port}",
-            [lambda s: ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server(service, s)],  # type: ignore[no-untyped-call]
+            [lambda target: add(service, target)],
         )
     except BaseException:
         await store.close()

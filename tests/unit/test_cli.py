@@ -138,10 +138,10 @@ class Handler(BaseHTTPRequestHandler):
                 if self.command == "DELETE":
                     del self.server.objects[tuple(key)]
                 self.reply(200, found)
-            case ["objects", kind, tenant, namespace]:
-                home = (kind, tenant, namespace)
+            case ["objects", *home]:
                 items = self.server.objects.items()
-                self.reply(200, [value for key, value in items if key[:3] == home])
+                found = [value for key, value in items if list(key[: len(home)]) == home]
+                self.reply(200, found)
             case ["pods", *_]:
                 self.reply(200, PODS)
             case ["podlog", *_, name]:

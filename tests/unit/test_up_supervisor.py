@@ -186,6 +186,18 @@ def test_a_killed_service_comes_back(platform: Up, service: str) -> None:
     assert f"{service} (process {killed}) was killed by SIGKILL; starting it again" in output
 
 
+def test_interrupted_while_it_starts_it_leaves_nothing(platform: Up) -> None:
+    process = platform.start()
+    assert process.stderr is not None
+    while "statesvc is up" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert mentioning(str(platform.folder)) == []
+
+
 def test_a_second_one_in_the_same_folder_is_refused(platform: Up) -> None:
     process = platform.start()
     platform.ready(process)

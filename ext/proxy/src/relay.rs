@@ -156,12 +156,11 @@ pub(crate) struct RelayBody {
 impl RelayBody {
     pub(crate) fn new(
         incoming: Incoming,
-        line: Box<Line>,
+        line: Option<Box<Line>>,
         home: Arc<Upstream>,
         account: Option<Account>,
         idle_timeout: Duration,
     ) -> Self {
-        let line = Some(line);
         let mut body = Self {
             incoming,
             line,

@@ -5,6 +5,7 @@ pub mod core;
 pub mod keepalive;
 pub mod lease;
 pub mod nodes;
+pub mod place;
 pub mod pod;
 #[cfg(feature = "python")]
 pub mod py;

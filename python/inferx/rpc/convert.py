@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from inferx.domain.codec import dump_manifest, parse_json, parse_manifest
+from inferx.domain.codec import dump_manifest, parse_json, read_manifest
 from inferx.domain.meta import Object
 from inferx.rpc import ixmeta_pb2
 
@@ -71,4 +71,4 @@ def manifest_of(message: ixmeta_pb2.Obj) -> dict[str, Any]:
 
 def from_proto(message: ixmeta_pb2.Obj) -> Object[Any]:
     """The object of a message; `BadRequest` names the path of what is wrong in it."""
-    return parse_manifest(manifest_of(message))[0]
+    return read_manifest(manifest_of(message))[0]
