@@ -201,7 +201,10 @@ class Pod:
         if worker is None:
             raise InvalidState(f"pod {self.key.id} has no worker to adopt")
         worker.exited.add_done_callback(self._on_exit)
-        self._note("adopted, probing")
+        if self.state == "Terminating":
+            await self._terminate(Room())
+            return
+        self._note("adopted")
         try:
             if self.state == "Creating":
                 self._move("started", "adopted while starting")
@@ -215,10 +218,6 @@ class Pod:
                     self._note("adopted")
             elif self.state == "Parking":
                 await self._frozen(worker)
-            elif self.state == "Standby":
-                self._note("adopted")
-            else:
-                await self._terminate(Room())
         except InferxError as error:
             if self._ending.is_set():
                 raise
@@ -269,9 +268,9 @@ class Pod:
             if self.worker is not None:
                 await self.worker.stop(self.tools.grace_s)
         except InferxError as error:
-            # Something of it still lives: its VRAM stays counted, and the state says so.
+            # Something of it still lives: its VRAM stays counted, and the next request tries again.
             self.record.error = error.message
-            self._move("fail", "could not be ended")
+            self._note("could not be ended yet")
             raise
         self.tools.ledger.release(self.key.id)
         self._move("exited", "")
@@ -348,7 +347,10 @@ class Pod:
     def _end_as_failed(self, error: InferxError) -> None:
         self.record.error = error.message
         log.warning("pod %s failed: %s", self.key.id, error.message)
-        self._move("fail", error.message)
+        if self.state == "Terminating":
+            self._note(error.message)
+        else:
+            self._move("fail", error.message)
 
     def _move(self, event: str, reason: str) -> None:
         """The one place where the state changes: table, time, file, report."""
@@ -364,7 +366,11 @@ class Pod:
         self.record.reason = "; ".join(part for part in (reason, *notes) if part)
         if self.worker is not None:
             self.record.worker = self.worker.record
-        records.save(self.folder, self.record)
+        try:
+            records.save(self.folder, self.record)
+        except OSError as error:
+            # A full disk must not end workers; an older record still leads to the process.
+            log.error("pod %s: its record cannot be written: %s", self.key.id, error)
         log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
         self.tools.report(self)
 
