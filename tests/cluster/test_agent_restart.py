@@ -284,3 +284,21 @@ async def test_the_node_registers_once_its_state_service_is_there(agent: AgentPr
     assert (spec["podmgr_port"], spec["state_port"]) == tuple(agent.ports)
     assert [gpu["vram_mb"] for gpu in spec["resources"]["GPUs"]] == [10_000, 10_000]
     assert spec["boot_id"]
+
+
+async def test_a_pod_whose_gpu_is_gone_after_a_restart_is_ended(agent: AgentProcess) -> None:
+    request = create_request("p1", vram_mb=6000, devices=(1,))
+    await call(agent.pods.CreateFuncPod, request, 30)
+    await call(agent.pods.CreateFuncPod, create_request("p2", vram_mb=6000), 30)
+    pid = agent.pid("p1")
+    await agent.end(signal.SIGKILL)
+    path = agent.folder / "node.json"
+    config = json.loads(path.read_text())
+    config["simulatedGPUs"][0]["count"] = 1
+    path.write_text(json.dumps(config))
+    await agent.start()
+    await call(agent.pods.TerminatePod, pb.TerminatePodReq(**named("p1")))
+    assert not alive(pid)
+    assert (await agent.status("p2"))["state"] == "Ready"
+    config["simulatedGPUs"][0]["count"] = 2
+    path.write_text(json.dumps(config))

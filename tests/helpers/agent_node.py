@@ -61,6 +61,10 @@ class Node:
     async def create(self, pod_id: str, *mode: str, **more: Any) -> pb.CreateFuncPodResp:
         return await call(self.pods.CreateFuncPod, create_request(pod_id, *mode, **more), 60)
 
+    async def until_ready(self, pod_id: str, *mode: str) -> dict[str, Any]:
+        await self.create(pod_id, *mode)
+        return await self.status(pod_id)
+
     async def status(self, pod_id: str) -> dict[str, Any]:
         request = ixmeta_pb2.GetRequestMessage(
             obj_type="pod", tenant="t", namespace="n", name=pod_id

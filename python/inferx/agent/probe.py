@@ -25,11 +25,25 @@ ANSWER_SHOWN_BYTES = 300
 
 
 class Probe:
-    """Asks one worker; `last` says what the most recent try found."""
+    """Asks one worker; `last` says what the most recent try found.
 
-    def __init__(self, client: httpx.AsyncClient, spec: FunctionSpec, host: str, port: int) -> None:
+    With `again` the worker has been ready before and only has to show that it runs: a function
+    probed by Prompt is then asked for its health path, and may even not know that path.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        spec: FunctionSpec,
+        host: str,
+        port: int,
+        *,
+        again: bool = False,
+    ) -> None:
         self._client = client
         self._endpoint = spec.endpoint
+        self._by_prompt = spec.endpoint.probe_type == "Prompt"
+        self._again = again
         self._sample = sample_of(spec)
         self._base = f"{spec.endpoint.schema.lower()}://{host}:{port}"
         self._port = port
@@ -52,7 +66,7 @@ class Probe:
         self.tries += 1
         try_s = min(left_s, self._endpoint.probe_timeout_ms / 1000)
         try:
-            if self._endpoint.probe_type == "Prompt":
+            if self._by_prompt and not self._again:
                 return await self._ask_prompt(try_s, left_s)
             return await self._ask("GET", self._endpoint.probe, try_s)
         except httpx.ConnectError:
@@ -86,13 +100,18 @@ class Probe:
             async for piece in answer.aiter_bytes():
                 body += piece
                 # The first token proves a streaming worker; the rest of its text is not needed.
-                if answer.status_code == 200 or len(body) >= ANSWER_SHOWN_BYTES:
+                if self._satisfied(answer) or len(body) >= ANSWER_SHOWN_BYTES:
                     break
-            if answer.status_code == 200:
+            if self._satisfied(answer):
                 return True
             shown = body[:ANSWER_SHOWN_BYTES].decode("utf-8", errors="replace").strip()
             self.last = f"{method} /{path.lstrip('/')} answered {answer.status_code}: {shown}"
             return False
+
+    def _satisfied(self, answer: httpx.Response) -> bool:
+        if self._by_prompt and self._again:
+            return answer.status_code < 500
+        return answer.status_code == 200
 
     def _hint(self) -> str:
         if self._refused:

@@ -98,12 +98,13 @@ class ProcessWorker:
             info = None  # adopted: its end is visible, its code only to its parent
         if self.exited.done():
             return
+        note = self._limits.out_of_memory()
         if info is None:
-            self.exited.set_result(Exit())
+            self.exited.set_result(Exit(note=note))
         elif info.si_code == os.CLD_EXITED:
-            self.exited.set_result(Exit(code=info.si_status))
+            self.exited.set_result(Exit(code=info.si_status, note=note))
         else:
-            self.exited.set_result(Exit(signal=info.si_status))
+            self.exited.set_result(Exit(signal=info.si_status, note=note))
 
     def _signal_group(self, number: signal.Signals) -> None:
         if not self._owned():
