@@ -1,22 +1,26 @@
 """The compiled module: what Python may call of the Rust crates. The docstrings live here."""
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, final
 
 __version__: str
 """The version of the wheel."""
 
-class SoftDevice:
-    """A simulated GPU. Memory is counted in MiB, in units of 2 MiB, and costs no RAM until written.
+class SnapshotError(Exception):
+    """A snapshot is corrupt, unsupported or of another machine, or its job was cancelled."""
 
-    Safe to use from any thread. Dropping the device frees all of its memory.
+class DeviceError(Exception):
+    """The device refused a call or does not answer.
+
+    `args` are the message and the driver's result code (`None` after a timeout): 2 out of memory,
+    304 stuck for good (kill the process), 401 wrong state, 600 lock timeout (try again),
+    801 not supported.
     """
 
-    granularity_mib: int
-    """Allocations are rounded up to a multiple of this many MiB."""
-
-    def __new__(cls, capacity_mib: int) -> SoftDevice:
-        """A device with `capacity_mib` of memory. `ValueError` below one unit of 2 MiB."""
+class Gpu:
+    """A GPU. Memory is counted in MiB, in units of 2 MiB. Safe to use from any thread."""
 
     def allocate(self, mib: int) -> int:
         """Takes `mib` of memory and returns its handle.
@@ -27,6 +31,9 @@ class SoftDevice:
     def free(self, handle: int) -> None:
         """Gives memory back. `KeyError` for a handle that is not held (also a second free)."""
 
+    def export(self, handle: int) -> int:
+        """A file descriptor of the memory for another process; the caller closes it."""
+
     @property
     def used_mib(self) -> int:
         """MiB in use."""
@@ -34,6 +41,148 @@ class SoftDevice:
     @property
     def capacity_mib(self) -> int:
         """MiB in total."""
+
+    @property
+    def name(self) -> str:
+        """Marketing name."""
+
+    @property
+    def driver(self) -> str:
+        """Driver version."""
+
+    @property
+    def uuid(self) -> str:
+        """UUID as 32 hex digits."""
+
+    def process_state(self, pid: int) -> Literal["running", "locked", "checkpointed", "failed"]:
+        """The state of a process as the driver sees it."""
+
+    def process_lock(self, pid: int, timeout_ms: int) -> None:
+        """Running to locked: the process's GPU calls block.
+
+        After `timeout_ms` (0 waits for ever) `DeviceError` 600; the process keeps running then.
+        """
+
+    def process_checkpoint(self, pid: int) -> None:
+        """Locked to checkpointed: the process's GPU memory moves to the host."""
+
+    def process_restore(self, pid: int, gpus: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Checkpointed to locked. `gpus` pairs old and new UUIDs, 16 bytes each.
+
+        Check the free memory first: after `DeviceError` 2 the process may be stuck for good.
+        """
+
+    def process_unlock(self, pid: int) -> None:
+        """Locked to running."""
+
+@final
+class SoftDevice(Gpu):
+    """A simulated GPU: its memory costs no RAM until it is written.
+
+    Dropping the device frees all of its memory.
+    """
+
+    def __new__(
+        cls,
+        capacity_mib: int,
+        *,
+        index: int = 0,
+        mib_per_second: int | None = None,
+        faults: Sequence[str] = (),
+    ) -> SoftDevice:
+        """A device with `capacity_mib` of memory; `ValueError` below one unit of 2 MiB.
+
+        `index` tells devices apart (part of the UUID); copies run at `mib_per_second`, or as fast
+        as the host copies. `faults` by name: `oom-on-create:N`, `stuck-after-oom`,
+        `lock-timeout`, `process-failed`, `flip-bit:N`, `short-copy:N`, `hang:N`, `wrong-device`.
+        """
+
+    def process_start(self, pid: int, mib: int) -> None:
+        """A process starts to use the device with `mib` of its own memory."""
+
+    def process_end(self, pid: int) -> None:
+        """A process ended, in whatever state; its memory is free again."""
+
+@final
+class CancelToken:
+    """Cancels a save or a restore from another thread; it stops between two chunks."""
+
+    def __new__(cls) -> CancelToken: ...
+    def cancel(self) -> None:
+        """Asks the job to stop; it raises `SnapshotError` then."""
+
+@final
+class SnapshotStore:
+    """Snapshots in one directory, which this process owns while the object lives.
+
+    All methods release the GIL. Ids are letters, digits, `-` and `_`.
+    """
+
+    def __new__(cls, root: str | PathLike[str]) -> SnapshotStore:
+        """Opens or creates the directory, cleans up after a crash and checks what is there.
+
+        `BlockingIOError` when another process owns it.
+        """
+
+    @property
+    def removed(self) -> list[str]:
+        """Left-overs of interrupted jobs that the start removed."""
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Corrupt snapshots that the start set aside, by id, with the reason."""
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Snapshots that could not be judged, by id, with the reason."""
+
+    def ids(self) -> list[str]:
+        """Ids of the published snapshots."""
+
+    def path(self, id: str) -> Path:
+        """Where the snapshot of this id is, or would be."""
+
+    def manifest(self, id: str) -> str:
+        """The manifest as JSON, after the snapshot's metadata was checked."""
+
+    def differences(self, id: str, host: str) -> list[str]:
+        """Why the snapshot may not be restored on `host` (an identity as JSON); empty if it may."""
+
+    def verify(self, id: str) -> None:
+        """Reads and checks every byte; `SnapshotError` names all bad chunks."""
+
+    def remove(self, id: str) -> None:
+        """Removes a snapshot; running restores are not disturbed."""
+
+    def save(
+        self,
+        id: str,
+        gpu: Gpu,
+        regions: Mapping[str, int],
+        *,
+        identity: str = "{}",
+        extra: str = "{}",
+        files: Mapping[str, str | PathLike[str]] = ...,
+        created_unix_ms: int = 0,
+        cancel: CancelToken | None = None,
+    ) -> dict[str, int]:
+        """Saves GPU memory (handles by name of region) and files (by path in the snapshot).
+
+        `identity` and `extra` are JSON objects for the manifest. Published atomically, or not at
+        all: `OSError` for a full disk, found before anything is copied. Returns `chunks`, `bytes`
+        and `elapsed_us`.
+        """
+
+    def restore(
+        self, id: str, gpu: Gpu, *, cancel: CancelToken | None = None
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Restores all GPU regions into new memory; returns handles by name of region, figures.
+
+        After any error no memory is kept: `SnapshotError` for bad chunks (all are named),
+        `MemoryError` before anything is copied, `DeviceError`. Figures: `chunks`, `reads`,
+        `bytes_read`, `bytes_copied`, `bytes_zeroed`, `direct` (1 when the reads went past the
+        page cache), `first_copy_us`, `elapsed_us`.
+        """
 
 class Proxy:
     """The HTTP data plane of a gateway: listener, dispatch and connections to workers.
