@@ -236,7 +236,7 @@ class Manager:
         except OSError as error:
             self._tools.ledger.release(pod_id)
             self._tools.ledger.stay(room.ids)
-            raise StartFailed(f"pod {pod_id}: {error}") from error
+            raise Unavailable(f"node cannot keep pod {pod_id}: {error}") from error
         self._pods[pod.key.id] = pod
         pod.begin("start", room)
         return pod
