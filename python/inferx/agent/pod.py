@@ -314,7 +314,8 @@ class Pod:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures:
             self.tools.ledger.stay(room.ids)
-            raise NoCapacity(f"pods did not make room: {'; '.join(str(failure) for failure in failures)}")
+            reasons = "; ".join(str(failure) for failure in failures)
+            raise NoCapacity(f"pods did not make room: {reasons}")
 
     async def _take(self) -> None:
         """Take the promised VRAM. A driver frees memory some time after its process has ended."""
