@@ -1,39 +1,47 @@
-"""The node agent's process: config, signals, serve.
+"""Main of the node agent.
 
-Must never hold logic; `inferx.agent` has it.
+Must never do more than open the node, serve it, and stop in order.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
+import logging
 from pathlib import Path
 
 import uvloop
-from inferx.agent.service import Options
-from inferx.agent.service import run as serve
+from inferx import telemetry
+from inferx.agent import service
 from inferx.config import NodeConfig, environment
-from inferx.telemetry import setup_logging
+from inferx.errors import InferxError
+from inferx.rpc.server import stop_on_signals
 
 STOP_PODS = "INFERX_STOP_PODS"
+_log = logging.getLogger(__name__)
 
 
-async def main(config: NodeConfig) -> None:
-    """Serve until SIGTERM or SIGINT; pods are ended then only if INFERX_STOP_PODS=1."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
+    """Serve until `stop` is set (None = until SIGTERM or SIGINT), then drain.
+
+    Pods are ended then when INFERX_STOP_PODS is 1; otherwise they run on and the next agent of
+    this node adopts them. Workers run in the current folder.
+    """
+    stop = stop_on_signals() if stop is None else stop
     given = environment()
-    options = Options(
+    options = service.Options(
         work_dir=Path.cwd(),
         environment=given,
         stop_pods_on_exit=given.get(STOP_PODS) == "1",
     )
-    await serve(config, options, stop)
+    await service.run(config, options, stop)
 
 
 def run(config: NodeConfig) -> int:
-    """The service's entry; the exit code of its process."""
-    setup_logging("nodeagent", config.log_format, config.log_level)
-    uvloop.run(main(config))
+    """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
+    telemetry.setup_logging("nodeagent", config.log_format, config.log_level)
+    try:
+        uvloop.run(main(config))
+    except InferxError as error:
+        _log.error("%s", error)
+        return 1
     return 0

@@ -1,24 +1,23 @@
-"""The agent's parts without processes: ledger, spec, logs, view, epoch, GPU selection."""
+"""The agent's parts without processes: ledger, spec, logs, epoch, GPU selection."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 from inferx.agent.epoch import EpochGuard
-from inferx.agent.gpus import Device, discover
+from inferx.agent.gpus import Device, GpuInfo, discover
+from inferx.agent.housekeeping import ENDED_KEPT_MAX, Housekeeper
 from inferx.agent.ledger import Ledger
-from inferx.agent.logs import PodLog
+from inferx.agent.logs import FILE_BYTES_MAX, PodLog
 from inferx.agent.probe import prompt_body
 from inferx.agent.spec import coerce, expand, parse_alloc, parse_launch
-from inferx.agent.view import View, ViewServicer
 from inferx.config import SimulatedGpu
 from inferx.domain.function import SampleQuery
-from inferx.errors import BadRequest, Compacted, InvalidState, NoCapacity, NotFound, StaleEpoch
-from inferx.rpc import ixmeta_pb2 as pb
+from inferx.errors import BadRequest, InvalidState, NoCapacity, StaleEpoch
 
 
 def two_gpus() -> list[Device]:
@@ -184,58 +183,6 @@ async def test_following_a_log_survives_its_rotation(tmp_path: Path) -> None:
     assert "".join(seen) == "before\n" + "grüße " * 20 + "\nafter\n"
 
 
-# ---- view ----
-
-
-def pod_key(name: str) -> tuple[str, str, str, str]:
-    return ("pod", "t", "n", name)
-
-
-async def test_watch_gives_all_then_changes() -> None:
-    view = View()
-    servicer = ViewServicer(view)
-    view.publish(pod_key("a"), {"n": 1}, {"l": "v"}, {})
-    view.publish(("node", "system", "system", "n1"), {}, {}, {})
-    watch = servicer.Watch(pb.ListRequestMessage(obj_type="pod"), None)
-    first, done = await anext(watch), await anext(watch)
-    assert (first.event_type, first.obj.name, first.obj.labels[0].val) == (pb.ADDED, "a", "v")
-    assert done.event_type == pb.INIT_DONE
-    change = asyncio.ensure_future(anext(watch))
-    await asyncio.sleep(0)
-    view.publish(pod_key("a"), {"n": 2}, {}, {})
-    view.remove(pod_key("a"))
-    changed = await asyncio.wait_for(change, 5)
-    gone = await asyncio.wait_for(anext(watch), 5)
-    assert (changed.event_type, json.loads(changed.obj.data)) == (pb.MODIFIED, {"n": 2})
-    assert gone.event_type == pb.DELETED
-    assert gone.obj.revision > changed.obj.revision > first.obj.revision
-    await watch.aclose()
-
-
-async def test_watch_from_a_revision_continues_or_asks_to_list_again() -> None:
-    view = View(history_max=3)
-    servicer = ViewServicer(view)
-    revision = view.revision
-    view.publish(pod_key("a"), {}, {}, {})
-    watch = servicer.Watch(pb.ListRequestMessage(obj_type="pod", revision=revision), None)
-    assert (await anext(watch)).obj.name == "a"
-    await watch.aclose()
-    for _ in range(5):
-        view.publish(pod_key("a"), {}, {}, {})
-    for stale in (revision, view.revision + 1, 1):
-        watch = servicer.Watch(pb.ListRequestMessage(obj_type="pod", revision=stale), None)
-        with pytest.raises(Compacted):
-            await anext(watch)
-
-
-async def test_a_view_is_read_only_and_knows_its_kinds() -> None:
-    servicer = ViewServicer(View())
-    with pytest.raises(BadRequest, match="obj_type"):
-        await servicer.List(pb.ListRequestMessage(obj_type="function"), None)
-    with pytest.raises(NotFound):
-        await servicer.Get(pb.GetRequestMessage(obj_type="pod", name="x"), None)
-
-
 # ---- epoch, GPUs ----
 
 
@@ -254,3 +201,51 @@ def test_simulated_gpus_are_numbered_through() -> None:
     assert [(info.index, info.type, info.vram_mb) for info in infos] == [
         (0, "A", 100), (1, "A", 100), (2, "B", 200),
     ]  # fmt: skip
+
+
+class FullDevice:
+    """A real device whose driver has nothing free: what an adopted worker leaves."""
+
+    info = GpuInfo(index=0, type="Full", vram_mb=1000, simulated=False)
+
+    def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
+        if not in_use:
+            raise NoCapacity("nothing free")
+        return 1
+
+    def free(self, handle: int) -> None:
+        assert handle == 1
+
+
+def test_a_worker_found_running_keeps_its_vram_although_none_is_free() -> None:
+    ledger = Ledger([FullDevice()])
+    ledger.promise("a", (0,), 1000)
+    with pytest.raises(NoCapacity):
+        ledger.take("a")
+    ledger.take("a", in_use=True)
+    assert ledger.real_devices((0,)) == [0]
+    ledger.release("a")
+    assert ledger.used_mb(0) == 0
+
+
+# ---- housekeeping ----
+
+
+def test_folders_of_ended_pods_are_bounded_and_live_ones_stay(tmp_path: Path) -> None:
+    forgotten: list[str] = []
+    for number in range(ENDED_KEPT_MAX + 3):
+        folder = tmp_path / f"p{number:02d}"
+        folder.mkdir()
+        os.utime(folder, (time.time() - 60 + number, time.time() - 60 + number))
+    old = tmp_path / "old"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    (tmp_path / "lock").touch()
+    live = {"p00"}
+    keeper = Housekeeper(tmp_path, lambda: live, forgotten.append)
+    PodLog(tmp_path / "p00").path.write_bytes(b"x" * (FILE_BYTES_MAX + 1))
+    keeper.round()
+    assert sorted(forgotten) == ["old", "p01", "p02"]
+    assert (tmp_path / "p00" / "log").stat().st_size == 0
+    assert (tmp_path / "p00" / "log.1").stat().st_size == FILE_BYTES_MAX + 1
+    assert (tmp_path / "lock").exists()

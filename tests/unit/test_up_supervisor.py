@@ -92,6 +92,7 @@ class Up:
 
     def __init__(self, base: Path) -> None:
         (base / "lib" / "services").mkdir(parents=True)
+        (base / "lib" / "services" / "__init__.py").touch()
         for name in SERVICES:
             (base / "lib" / "services" / f"{name}.py").write_text(STAND_IN)
         self.base, self.folder = base, base / "data"
@@ -185,6 +186,18 @@ def test_a_killed_service_comes_back(platform: Up, service: str) -> None:
     assert f"{service} (process {killed}) was killed by SIGKILL; starting it again" in output
 
 
+def test_interrupted_while_it_starts_it_leaves_nothing(platform: Up) -> None:
+    process = platform.start()
+    assert process.stderr is not None
+    while "statesvc is up" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert mentioning(str(platform.folder)) == []
+
+
 def test_a_second_one_in_the_same_folder_is_refused(platform: Up) -> None:
     process = platform.start()
     platform.ready(process)
@@ -241,7 +254,6 @@ def test_a_stuck_leftover_is_ended_by_the_next_start(platform: Up) -> None:
     first.kill()
     finish(first)
     second = platform.start()
-    os.kill(stuck, signal.SIGCONT)
     output = platform.ready(second)
     assert not processes.is_same(stuck, old["start_ticks"]["gateway"])
     assert f"ending gateway (process {stuck}), left over" in output

@@ -4,7 +4,9 @@
 pub mod buffer;
 pub mod device;
 pub mod error;
+pub mod held;
 pub mod image;
+pub mod pipeline;
 pub mod soft;
 pub mod storage;
 

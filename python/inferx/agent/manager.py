@@ -11,21 +11,24 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from inferx.agent import records
 from inferx.agent.epoch import EpochGuard
+from inferx.agent.housekeeping import Housekeeper
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
 from inferx.agent.pod import TERMINAL, Pod, Room, Tools
 from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
-from inferx.agent.view import Key, View
+from inferx.agent.view import AgentView
 from inferx.domain.cluster import Alloc
+from inferx.domain.meta import check_name
 from inferx.errors import (
     BadRequest,
     ConfigError,
@@ -37,10 +40,6 @@ from inferx.errors import (
 )
 
 log = logging.getLogger("inferx.agent")
-
-HOUSEKEEPING_S = 2.0
-FINISHED_KEPT_MAX = 32
-FINISHED_KEPT_MS = 10 * 60 * 1000
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class CreateRequest:
 class Manager:
     """The node's registry of pods. Everything of it lies under one folder, locked by one agent."""
 
-    def __init__(self, identity: Identity, parts: Parts, view: View, folder: Path) -> None:
+    def __init__(self, identity: Identity, parts: Parts, view: AgentView, folder: Path) -> None:
         self._view = view
-        self._folder = folder
+        self._folder = folder = folder.resolve()
         self._tools = Tools(
             node=identity.node,
             host=identity.host,
@@ -114,9 +113,12 @@ class Manager:
             pod = self._admit(request)
         elif not pod.key.same_function(request.key):
             raise BadRequest(f"pod {request.key.id} belongs to another function")
-        await pod.settled("start")
+        for verb in ("start", "adopted", "resume"):
+            await pod.settled(verb)
         if pod.state in TERMINAL:
             raise StartFailed(f"pod {pod.key.id} is {pod.state}: {pod.record.error or 'ended'}")
+        if pod.state != "Ready":
+            raise InvalidState(f"pod {pod.key.id} exists and is {pod.state}")
         return pod
 
     async def resume(
@@ -135,7 +137,8 @@ class Manager:
             pod.resume(new, room)
         elif pod.state not in ("Ready", "Standby", "Resuming"):
             raise InvalidState(f"pod {key.id} is {pod.state}; only Standby can be resumed")
-        await pod.settled("resume")
+        for verb in ("adopted", "resume"):
+            await pod.settled(verb)
         return pod
 
     async def terminate(self, key: PodKey) -> None:
@@ -169,14 +172,15 @@ class Manager:
             if not folder.is_dir():
                 continue
             record = records.load(folder)
-            if record is None:
-                shutil.rmtree(folder)
-                continue
             try:
-                await self._adopt(folder, record)
+                if record is not None:
+                    await self._adopt(folder, record)
+                else:
+                    await self._clear(folder, {})
             except InferxError as error:
-                log.error("pod %s cannot be adopted: %s", record.key.id, error)
-        self._housekeeper = asyncio.create_task(self._keep_house(), name="housekeeping")
+                log.error("pod %s cannot be adopted: %s", folder.name, error)
+        keeper = Housekeeper(self._folder, self._live_ids, self._forget)
+        self._housekeeper = asyncio.create_task(keeper.run(), name="housekeeping")
 
     async def stop_all(self) -> None:
         """End every pod and take no new ones; raises the first error after all were tried."""
@@ -205,6 +209,8 @@ class Manager:
             raise Unavailable("this node agent is stopping")
         if not POD_ID.fullmatch(pod_id):
             raise BadRequest(f"id: {pod_id!r} is not a pod id")
+        for part in ("tenant", "namespace", "funcname"):
+            check_name(getattr(request.key, part), part)
         folder = self._folder / pod_id
         if folder.exists():
             raise InvalidState(f"pod {pod_id} has ended on this node; use a new id")
@@ -230,7 +236,7 @@ class Manager:
             self._tools.ledger.release(pod_id)
             self._tools.ledger.stay(room.ids)
             raise StartFailed(f"pod {pod_id}: {error}") from error
-        self._take_in(pod)
+        self._pods[pod.key.id] = pod
         pod.begin("start", room)
         return pod
 
@@ -270,35 +276,47 @@ class Manager:
             continue
         return port
 
-    def _take_in(self, pod: Pod) -> None:
-        self._pods[pod.key.id] = pod
-
     def _report(self, pod: Pod) -> None:
-        self._view.publish(
-            _view_key(pod), pod.describe(), pod.record.labels, pod.record.annotations
-        )
+        self._view.show_pod(pod)
         if pod.state == "Terminated":
             self._pods.pop(pod.key.id, None)
-            self._view.remove(_view_key(pod))
+            self._view.remove_pod(pod)
 
     async def _adopt(self, folder: Path, record: records.Record) -> None:
         if record.state in TERMINAL:
             if record.state == "Failed":
                 pod = Pod(self._tools, folder, record)
-                self._take_in(pod)
+                self._pods[pod.key.id] = pod
                 self._report(pod)
             return
-        pod = Pod(self._tools, folder, record)
-        pod.worker = await self._tools.runtime.adopt(record.key.id, record.worker)
-        self._take_in(pod)
+        try:
+            pod = Pod(self._tools, folder, record)
+        except InferxError as error:
+            log.error("pod %s has a record that is not understood: %s", record.key.id, error)
+            await self._clear(folder, record.worker)
+            return
+        pod.worker = await self._tools.runtime.adopt(folder, record.worker)
+        self._pods[pod.key.id] = pod
         if pod.worker is None:
             pod.lost("the worker ended while the agent was away")
             return
+        first = "adopted"
         if record.state not in ("Standby", "Parking"):
             ledger = self._tools.ledger
-            ledger.promise(record.key.id, devices_of(pod.alloc), pod.alloc.vram_mb_per_device)
-            ledger.take(record.key.id)
-        pod.begin("adopted")
+            try:
+                ledger.promise(record.key.id, devices_of(pod.alloc), pod.alloc.vram_mb_per_device)
+                ledger.take(record.key.id, in_use=True)
+            except InferxError as error:
+                log.error("pod %s is ended, its GPU is not here: %s", record.key.id, error)
+                first = "terminate"
+        pod.begin(first)
+
+    async def _clear(self, folder: Path, worker_record: Mapping[str, Any]) -> None:
+        """End the worker of a folder that does not say what it is for, and remove the folder."""
+        worker = await self._tools.runtime.adopt(folder, worker_record)
+        if worker is not None:
+            await worker.stop(self._tools.grace_s)
+        shutil.rmtree(folder)
 
     def _log_of(self, key: PodKey) -> PodLog:
         """The log's place is found by the id; the rest of the key must fit what is known."""
@@ -312,38 +330,15 @@ class Manager:
             raise NotFound(f"pod {key.id} is not one of {key.funcname} on this node")
         return PodLog(folder)
 
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            try:
-                for pod in self.pods:
-                    pod.log.rotate()
-                self._forget_finished()
-            except OSError:
-                log.exception("housekeeping of %s failed, trying again", self._folder)
+    def _live_ids(self) -> set[str]:
+        """Pods whose folders must stay: not ended, or still holding VRAM (could not be killed)."""
+        held = self._tools.ledger.held_mb
+        return {pod.key.id for pod in self.pods if pod.state not in TERMINAL or held(pod.key.id)}
 
-    def _forget_finished(self) -> None:
-        """Remove the folders of pods that ended long ago, or before many others."""
-        ended = []
-        for folder in self._folder.iterdir():
-            if not folder.is_dir():
-                continue
-            pod = self._pods.get(folder.name)
-            if pod is None or (
-                pod.state in TERMINAL and not self._tools.ledger.held_mb(pod.key.id)
-            ):
-                ended.append((folder.stat().st_mtime_ns // 1_000_000, folder))
-        ended.sort(reverse=True)
-        for rank, (ended_ms, folder) in enumerate(ended):
-            if rank >= FINISHED_KEPT_MAX or ended_ms < _now_ms() - FINISHED_KEPT_MS:
-                pod = self._pods.pop(folder.name, None)
-                if pod is not None:
-                    self._view.remove(_view_key(pod))
-                shutil.rmtree(folder)
-
-
-def _view_key(pod: Pod) -> Key:
-    return ("pod", pod.key.tenant, pod.key.namespace, pod.key.id)
+    def _forget(self, pod_id: str) -> None:
+        pod = self._pods.pop(pod_id, None)
+        if pod is not None:
+            self._view.remove_pod(pod)
 
 
 def _now_ms() -> int:

@@ -10,9 +10,8 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -20,17 +19,20 @@ from inferx._ext import pod_transition
 from inferx.agent import records
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
-from inferx.agent.probe import Probe
+from inferx.agent.probe import Probe, prove
+from inferx.agent.requests import Request, Requests
 from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
 from inferx.agent.spec import PodKey, devices_of, parse_alloc, parse_launch, sample_of
 from inferx.domain import cluster
-from inferx.errors import InferxError, InvalidState, StartFailed
+from inferx.errors import InferxError, InvalidState, NoCapacity, StartFailed
 
 log = logging.getLogger("inferx.agent.pod")
 
 TERMINAL = frozenset({"Terminated", "Failed"})
 RESUME_TIMEOUT_S = 30.0
 CLEANUP_GRACE_S = 1.0
+DRIVER_FREES_WITHIN_S = 10.0
+DRIVER_POLL_S = 0.1
 SHOWN_LOG_LINES = 20
 SHOWN_LOG_CHARS = 1500
 
@@ -60,13 +62,6 @@ class Room:
         return [pod.key.id for pod in (*self.terminate, *self.park)]
 
 
-@dataclass
-class _Request:
-    verb: str
-    done: asyncio.Future[None]
-    room: Room = field(default_factory=Room)
-
-
 class Pod:
     """A pod and its task. Verbs put a request to the task and wait; a caller that gives up
     waiting changes nothing."""
@@ -79,8 +74,7 @@ class Pod:
         self.alloc = parse_alloc(record.alloc)
         self.log = PodLog(folder)
         self.worker: Worker | None = None
-        self._requests: asyncio.Queue[_Request] = asyncio.Queue()
-        self._pending: dict[str, asyncio.Future[None]] = {}
+        self._requests: Requests[Room] = Requests()
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -96,12 +90,12 @@ class Pod:
 
     def begin(self, verb: str, room: Room | None = None) -> None:
         """Start the task with its first verb: `start`, or `adopted` for a worker found running."""
-        self._ask(verb, room)
+        self._requests.ask(verb, room or Room())
         self._task = asyncio.create_task(self._run(), name=f"pod {self.key.id}")
 
     def busy_with(self, verb: str) -> bool:
         """Whether that verb is asked for or in progress."""
-        return verb in self._pending
+        return self._requests.pending(verb) is not None
 
     def lost(self, reason: str) -> None:
         """The worker was found gone by who looked for it; the pod ends without a task."""
@@ -110,26 +104,27 @@ class Pod:
 
     async def settled(self, verb: str) -> None:
         """Wait for the verb in progress, if there is one; raises what it raised."""
-        if verb in self._pending:
-            await asyncio.shield(self._pending[verb])
+        answer = self._requests.pending(verb)
+        if answer is not None:
+            await asyncio.shield(answer)
 
     async def terminate(self) -> None:
         """End the worker; returns when all of it is gone. A finished pod is fine."""
         if self.state not in TERMINAL:
             self._ending.set()
-            await asyncio.shield(self._ask("terminate"))
+            await asyncio.shield(self._requests.ask("terminate", Room()))
 
     async def park(self) -> None:
         """Freeze the worker and release its VRAM. A parked pod is fine."""
         self.check_parkable()
         if self.state != "Standby":
-            await asyncio.shield(self._ask("park"))
+            await asyncio.shield(self._requests.ask("park", Room()))
 
     def resume(self, alloc: cluster.Alloc, room: Room) -> None:
         """Ask for the way back from Standby; its room must be promised. `settled` waits for it."""
         self.alloc = alloc
         self.record.alloc = json.dumps(alloc.to_raw())
-        self._ask("resume", room)
+        self._requests.ask("resume", room)
 
     def check_parkable(self) -> None:
         """Raise InvalidState when this pod cannot be parked now."""
@@ -152,18 +147,6 @@ class Pod:
 
     # ---- the task ----
 
-    def _ask(self, verb: str, room: Room | None = None) -> asyncio.Future[None]:
-        pending = self._pending.get(verb)
-        if pending is not None:
-            return pending
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Nobody may be waiting; the outcome is in the pod's state as well.
-        done.add_done_callback(lambda future: future.cancelled() or future.exception())
-        done.add_done_callback(lambda _: self._pending.pop(verb, None))
-        self._pending[verb] = done
-        self._requests.put_nowait(_Request(verb, done, room or Room()))
-        return done
-
     async def _run(self) -> None:
         steps: dict[str, Callable[[Room], Awaitable[None]]] = {
             "start": self._start,
@@ -174,46 +157,38 @@ class Pod:
             "exited": self._exited,
         }
         while self.state not in TERMINAL:
-            request = await self._requests.get()
+            request = await self._requests.next()
             try:
-                await steps[request.verb](request.room)
+                await steps[request.verb](request.argument)
             except InferxError as error:
-                self._answer(request, error)
+                request.answer(error)
             except Exception as error:
                 log.exception("pod %s: %s failed", self.key.id, request.verb)
                 wrapped = InferxError(f"{request.verb} of pod {self.key.id}: {error}")
                 await self._fail(wrapped)
-                self._answer(request, wrapped)
+                request.answer(wrapped)
             else:
-                self._answer(request, None)
-        while not self._requests.empty():
-            self._refuse(self._requests.get_nowait())
+                request.answer()
+        for request in self._requests.rest():
+            self._refuse(request)
 
-    def _answer(self, request: _Request, error: InferxError | None) -> None:
-        if request.done.done():
-            return
-        if error is None:
-            request.done.set_result(None)
-        else:
-            request.done.set_exception(error)
-
-    def _refuse(self, request: _Request) -> None:
+    def _refuse(self, request: Request[Room]) -> None:
         if request.verb in ("terminate", "exited"):
-            self._answer(request, None)
+            request.answer()
             return
-        self.tools.ledger.stay(request.room.ids)
+        self.tools.ledger.stay(request.argument.ids)
         reason = f": {self.record.error}" if self.record.error else ""
         message = f"pod {self.key.id} is {self.state}, it cannot {request.verb}{reason}"
-        self._answer(request, InvalidState(message))
+        request.answer(InvalidState(message))
 
     async def _start(self, room: Room) -> None:
         try:
             self._move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
-            self.tools.ledger.take(self.key.id)
-            self._hold(await self.tools.runtime.start(self._worker_spec()))
+            await self._take()
+            worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
             self._move("started", "loading")
-            await self._prove(sample_of(self.launch).loading_timeout_s)
+            await self._prove(worker, sample_of(self.launch).loading_timeout_s)
             self._move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
@@ -226,23 +201,23 @@ class Pod:
         if worker is None:
             raise InvalidState(f"pod {self.key.id} has no worker to adopt")
         worker.exited.add_done_callback(self._on_exit)
-        self._note("adopted, probing")
+        if self.state == "Terminating":
+            await self._terminate(Room())
+            return
+        self._note("adopted")
         try:
             if self.state == "Creating":
                 self._move("started", "adopted while starting")
             if self.state in ("Loading", "Resuming", "Ready"):
                 await worker.thaw()
-                await self._prove(sample_of(self.launch).loading_timeout_s)
+                again = self.state != "Loading"
+                await self._prove(worker, sample_of(self.launch).loading_timeout_s, again=again)
                 if self.state != "Ready":
                     self._move("probe_ok", "")
                 else:
                     self._note("adopted")
             elif self.state == "Parking":
                 await self._frozen(worker)
-            elif self.state == "Standby":
-                self._note("adopted")
-            else:
-                await self._terminate(Room())
         except InferxError as error:
             if self._ending.is_set():
                 raise
@@ -271,7 +246,7 @@ class Pod:
             raise InvalidState(f"pod {self.key.id} is {self.state}; only Standby can be resumed")
         try:
             await self._make_room(room)
-            self.tools.ledger.take(self.key.id)
+            await self._take()
         except InferxError:
             self.tools.ledger.release(self.key.id)
             raise
@@ -279,7 +254,7 @@ class Pod:
             self.record.start = "resume"
             self._move("resume", "resuming")
             await self.worker.thaw()
-            await self._prove(RESUME_TIMEOUT_S)
+            await self._prove(self.worker, RESUME_TIMEOUT_S, again=True)
             self._move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
@@ -293,9 +268,9 @@ class Pod:
             if self.worker is not None:
                 await self.worker.stop(self.tools.grace_s)
         except InferxError as error:
-            # Something of it still lives: its VRAM stays counted, and the state says so.
+            # Something of it still lives: its VRAM stays counted, and the next request tries again.
             self.record.error = error.message
-            self._move("fail", "could not be ended")
+            self._note("could not be ended yet")
             raise
         self.tools.ledger.release(self.key.id)
         self._move("exited", "")
@@ -316,14 +291,15 @@ class Pod:
             port=self.record.port,
         )
 
-    def _hold(self, worker: Worker) -> None:
+    def _hold(self, worker: Worker) -> Worker:
         self.worker = worker
         self.record.worker = worker.record
         worker.exited.add_done_callback(self._on_exit)
+        return worker
 
     def _on_exit(self, _: asyncio.Future[Exit]) -> None:
         if self.state not in TERMINAL:
-            self._ask("exited")
+            self._requests.ask("exited", Room())
 
     async def _make_room(self, room: Room) -> None:
         leave = [pod.terminate() for pod in room.terminate] + [pod.park() for pod in room.park]
@@ -333,25 +309,24 @@ class Pod:
             self.tools.ledger.stay(room.ids)
             raise StartFailed(f"no room: {'; '.join(str(failure) for failure in failures)}")
 
-    async def _prove(self, timeout_s: float) -> None:
-        """Wait for the probe's first 200; raises when the worker ends, or is told to, before."""
-        worker = self.worker
-        assert worker is not None
-        probe = Probe(self.tools.client, self.launch, self.tools.host, self.record.port)
-        asking = asyncio.create_task(probe.until_ready(timeout_s))
-        ending = asyncio.create_task(self._ending.wait())
-        try:
-            first: list[asyncio.Future[Any]] = [asking, ending, worker.exited]
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            if worker.exited.done():
-                raise StartFailed(f"worker {worker.exited.result()} before it was ready")
-            if self._ending.is_set():
-                raise InvalidState(f"pod {self.key.id} was told to end before it was ready")
-            await asking
-        finally:
-            for task in (asking, ending):
-                task.cancel()
-            await asyncio.gather(asking, ending, return_exceptions=True)
+    async def _take(self) -> None:
+        """Take the promised VRAM. A driver frees memory some time after its process has ended."""
+        deadline = time.monotonic() + DRIVER_FREES_WITHIN_S
+        while True:
+            try:
+                self.tools.ledger.take(self.key.id)
+                return
+            except NoCapacity:
+                real = self.tools.ledger.real_devices(devices_of(self.alloc))
+                if not real or time.monotonic() > deadline or self._ending.is_set():
+                    raise
+            await asyncio.sleep(DRIVER_POLL_S)
+
+    async def _prove(self, worker: Worker, timeout_s: float, *, again: bool = False) -> None:
+        """Wait for the probe; `again` for a worker that has been ready before."""
+        tools = self.tools
+        probe = Probe(tools.client, self.launch, tools.host, self.record.port, again=again)
+        await prove(probe, worker, self._ending, timeout_s)
 
     async def _fail(self, error: InferxError) -> InferxError:
         """End what is left, release the VRAM, and say why; returns the error for the caller."""
@@ -372,7 +347,10 @@ class Pod:
     def _end_as_failed(self, error: InferxError) -> None:
         self.record.error = error.message
         log.warning("pod %s failed: %s", self.key.id, error.message)
-        self._move("fail", error.message)
+        if self.state == "Terminating":
+            self._note(error.message)
+        else:
+            self._move("fail", error.message)
 
     def _move(self, event: str, reason: str) -> None:
         """The one place where the state changes: table, time, file, report."""
@@ -388,11 +366,15 @@ class Pod:
         self.record.reason = "; ".join(part for part in (reason, *notes) if part)
         if self.worker is not None:
             self.record.worker = self.worker.record
-        records.save(self.folder, self.record)
+        try:
+            records.save(self.folder, self.record)
+        except OSError as error:
+            # A full disk must not end workers; an older record still leads to the process.
+            log.error("pod %s: its record cannot be written: %s", self.key.id, error)
         log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
         self.tools.report(self)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> cluster.Pod:
         """The pod as others see it: the `object` of its kind."""
         return cluster.Pod(
             funcname=self.key.funcname,
@@ -410,4 +392,4 @@ class Pod:
                 start=self.record.start,
                 error=self.record.error,
             ),
-        ).to_raw()
+        )

@@ -1,20 +1,22 @@
 """The probe that decides whether a worker is ready: a health request or the sample query.
 
-Must never start, stop or judge a process; it only asks over HTTP until the answer is 200.
+Must never start or stop a process; it only asks over HTTP until the answer is 200.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
+from inferx.agent.runtimes.protocol import Worker
 from inferx.agent.spec import coerce, sample_of
 from inferx.domain.function import FunctionSpec, SampleQuery
-from inferx.errors import StartFailed
+from inferx.errors import InvalidState, StartFailed
 
 RETRY_FIRST_S = 0.010
 RETRY_MAX_S = 0.050
@@ -23,11 +25,25 @@ ANSWER_SHOWN_BYTES = 300
 
 
 class Probe:
-    """Asks one worker; `last` says what the most recent try found."""
+    """Asks one worker; `last` says what the most recent try found.
 
-    def __init__(self, client: httpx.AsyncClient, spec: FunctionSpec, host: str, port: int) -> None:
+    With `again` the worker has been ready before and only has to show that it runs: a function
+    probed by Prompt is then asked for its health path, and may even not know that path.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        spec: FunctionSpec,
+        host: str,
+        port: int,
+        *,
+        again: bool = False,
+    ) -> None:
         self._client = client
         self._endpoint = spec.endpoint
+        self._by_prompt = spec.endpoint.probe_type == "Prompt"
+        self._again = again
         self._sample = sample_of(spec)
         self._base = f"{spec.endpoint.schema.lower()}://{host}:{port}"
         self._port = port
@@ -50,14 +66,16 @@ class Probe:
         self.tries += 1
         try_s = min(left_s, self._endpoint.probe_timeout_ms / 1000)
         try:
-            if self._endpoint.probe_type == "Prompt":
+            if self._by_prompt and not self._again:
                 return await self._ask_prompt(try_s, left_s)
             return await self._ask("GET", self._endpoint.probe, try_s)
         except httpx.ConnectError:
             self.last = f"nothing listens on port {self._port}"
         except (httpx.TimeoutException, TimeoutError):
             self._refused = False
-            self.last = f"no answer within {try_s * 1000:.0f} ms"
+            # A try that the end of the loading time cut short says less than the one before it.
+            if try_s >= self._endpoint.probe_timeout_ms / 1000 or self.tries == 1:
+                self.last = f"no answer within {try_s * 1000:.0f} ms"
         except httpx.HTTPError as error:
             self._refused = False
             self.last = f"{type(error).__name__}: {error}"
@@ -82,18 +100,45 @@ class Probe:
             async for piece in answer.aiter_bytes():
                 body += piece
                 # The first token proves a streaming worker; the rest of its text is not needed.
-                if answer.status_code == 200 or len(body) >= ANSWER_SHOWN_BYTES:
+                if self._satisfied(answer) or len(body) >= ANSWER_SHOWN_BYTES:
                     break
-            if answer.status_code == 200:
+            if self._satisfied(answer):
                 return True
             shown = body[:ANSWER_SHOWN_BYTES].decode("utf-8", errors="replace").strip()
             self.last = f"{method} /{path.lstrip('/')} answered {answer.status_code}: {shown}"
             return False
 
+    def _satisfied(self, answer: httpx.Response) -> bool:
+        if self._by_prompt and self._again:
+            return answer.status_code < 500
+        return answer.status_code == 200
+
     def _hint(self) -> str:
         if self._refused:
             return "; the command has to listen on 127.0.0.1:$PORT, also written $(PORT) in it"
         return ""
+
+
+async def prove(probe: Probe, worker: Worker, interrupted: asyncio.Event, timeout_s: float) -> None:
+    """Wait for the worker's first 200.
+
+    Raises StartFailed when the worker ends or `timeout_s` passes before, and InvalidState when
+    `interrupted` is set before.
+    """
+    asking = asyncio.create_task(probe.until_ready(timeout_s))
+    waiting = asyncio.create_task(interrupted.wait())
+    try:
+        first: list[asyncio.Future[Any]] = [asking, waiting, worker.exited]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if worker.exited.done():
+            raise StartFailed(f"worker {worker.exited.result()} before it was ready")
+        if interrupted.is_set():
+            raise InvalidState("told to end before it was ready")
+        await asking
+    finally:
+        for task in (asking, waiting):
+            task.cancel()
+        await asyncio.gather(asking, waiting, return_exceptions=True)
 
 
 def prompt_body(sample: SampleQuery) -> Mapping[str, Any]:
@@ -113,6 +158,8 @@ def prompt_body(sample: SampleQuery) -> Mapping[str, Any]:
 
 def new_client() -> httpx.AsyncClient:
     """The agent's HTTP client: direct (no proxy from the environment), no kept connections."""
+    # One line for each try would bury the rest of the agent's log.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # A worker's own certificate on loopback names nobody, so there is nothing to verify.
     return httpx.AsyncClient(
         trust_env=False,

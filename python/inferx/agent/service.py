@@ -22,7 +22,7 @@ from inferx.agent.register import Registrar
 from inferx.agent.runtimes.process import ProcessRuntime
 from inferx.agent.runtimes.procfs import boot_id
 from inferx.agent.spec import PodKey
-from inferx.agent.view import View, ViewServicer
+from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
 from inferx.domain.cluster import GpuDevice, Node, NodeResources
 from inferx.errors import BadRequest, ConfigError, InferxError
@@ -133,7 +133,7 @@ class Agent:
         self._options = options
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
-        self.view = View()
+        self.view = AgentView()
         parts = Parts(
             runtime=ProcessRuntime(options.work_dir, options.environment),
             ledger=self.ledger,
@@ -143,6 +143,7 @@ class Agent:
         identity = Identity(config.node_name, WORKER_HOST)
         self.manager = Manager(identity, parts, self.view, config.data_dir / "pods")
         self._servers: list[Server] = []
+        self.podmgr_port = self.state_port = 0
         self._registration: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -158,11 +159,12 @@ class Agent:
         self._servers.append(pods)
         state = await serve(
             f"{config.host_ip}:{config.agent_state_port}",
-            [lambda server: add_view(ViewServicer(self.view), server)],
+            [lambda server: add_view(self.view.servicer, server)],
         )
         self._servers.append(state)
+        self.podmgr_port, self.state_port = pods.port, state.port
         node = describe_node(config, self.ledger, pods.port, state.port)
-        self.view.publish(("node", "system", "system", config.node_name), node.to_raw(), {}, {})
+        self.view.show_node(config.node_name, node)
         registrar = Registrar(config.state_svc_addrs, config.node_name, node)
         self._registration = asyncio.create_task(registrar.run(), name="registration")
         gpus = ", ".join(f"{gpu.index}: {gpu.type} {gpu.vram_mb} MB" for gpu in self.ledger.gpus)

@@ -21,7 +21,7 @@ from inferx.cli.options import (
     server_option,
 )
 from inferx.cli.output import emit
-from inferx.domain.meta import PUBLIC, SYSTEM
+from inferx.domain.meta import SYSTEM
 from inferx.errors import AlreadyExists, Conflict, InferxError, NotFound
 
 APPLY_TRIES = 5
@@ -52,43 +52,46 @@ def apply(files: tuple[str, ...], tenant: str, namespace: str | None, gateway: G
         raise click.UsageError("say what to apply: -f FILE, -f DIR or -f -")
     defaults = {"tenant": tenant} | ({"namespace": namespace} if namespace else {})
     manifests = load(files, defaults)
-    for manifest in manifests:
-        for warning in manifest.warnings:
-            click.echo(f"warning: {manifest.origin}: {warning}", err=True)
     failed = 0
     for manifest in manifests:
         try:
-            done = _apply(gateway, manifest)
+            done, warnings = _apply(gateway, manifest)
         except InferxError as error:
             if not 400 <= error.http_status < 500:
                 raise
             failed += 1
             click.echo(f"error: {manifest.origin}: {error.message} ({error.code})", err=True)
         else:
+            for warning in dict.fromkeys((*manifest.warnings, *warnings)):
+                click.echo(f"warning: {manifest.origin}: {warning}", err=True)
             click.echo(f"{manifest.obj.meta} {done}")
     if failed:
         raise InferxError(f"{failed} of {len(manifests)} manifests were not applied")
 
 
-def _apply(gateway: Gateway, manifest: Manifest) -> str:
-    """created, updated or unchanged; tries again when somebody else writes at the same time."""
+def _apply(gateway: Gateway, manifest: Manifest) -> tuple[str, list[str]]:
+    """created, updated or unchanged, and the platform's warnings.
+
+    Tries again when somebody else writes at the same time.
+    """
     meta, document = manifest.obj.meta, manifest.document
     for _ in range(APPLY_TRIES):
         try:
             stored = gateway.json("GET", path("object", meta.kind, *meta.key))
         except NotFound:
             try:
-                gateway.json("PUT", "/object/", document)
+                written = gateway.json("PUT", "/object/", document)
             except AlreadyExists:
                 continue
-            return "created"
+            return "created", written.get("warnings", [])
         if _same(stored, document):
-            return "unchanged"
+            return "unchanged", []
+        newer = {**document, "revision": stored["revision"]}
         try:
-            gateway.json("POST", "/object/", {**document, "revision": stored["revision"]})
+            written = gateway.json("POST", "/object/", newer)
         except (Conflict, NotFound):
             continue
-        return "updated"
+        return "updated", written.get("warnings", [])
     raise Conflict(f"{meta} is being changed by others all the time; try again")
 
 
@@ -145,20 +148,9 @@ def find(gateway: Gateway, kind: str, scope: Scope) -> list[Document]:
         return list(gateway.json("GET", path("objects", kind, SYSTEM, SYSTEM)))
     if kind == "namespace":
         return list(gateway.json("GET", path("objects", kind, scope.tenant, SYSTEM)))
-    spaces = [scope.namespace] if scope.namespace else namespaces(gateway, kind, scope.tenant)
+    inside = (scope.tenant, scope.namespace) if scope.namespace else (scope.tenant,)
     route = ("pods",) if kind == "pod" else ("objects", kind)
-    return [
-        document
-        for space in spaces
-        for document in gateway.json("GET", path(*route, scope.tenant, space))
-    ]
-
-
-def namespaces(gateway: Gateway, kind: str, tenant: str) -> list[str]:
-    """The tenant's namespaces that may hold objects of a type."""
-    found = gateway.json("GET", path("objects", "namespace", tenant, SYSTEM))
-    names = [str(document["name"]) for document in found]
-    return names + ([SYSTEM] if kind == "funcpolicy" and tenant == PUBLIC else [])
+    return list(gateway.json("GET", path(*route, *inside)))
 
 
 def _show(kind: str, documents: list[Document], output: str, scope: Scope) -> None:

@@ -112,9 +112,9 @@ class Child:
 
 
 def service_command(service: str, config_file: Path) -> list[str]:
-    """The command line of one service."""
+    """The command line of one service; -P keeps modules of the current folder out of it."""
     return [
-        sys.executable, "-m", "inferx", "run", service,
+        sys.executable, "-P", "-m", "inferx", "run", service,
         "--config", str(config_file), "--supervised",
     ]  # fmt: skip
 

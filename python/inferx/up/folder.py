@@ -56,8 +56,10 @@ class Folder:
             log.replace(log.with_suffix(".log.1"))
 
     def release(self) -> None:
-        """The platform has stopped: no record, no lock."""
+        """The platform has stopped: no record, no sockets of services that were killed, no lock."""
         self.state_file.unlink(missing_ok=True)
+        for left in self.path.glob("*.sock"):
+            left.unlink(missing_ok=True)
         self.lock.close()
 
 

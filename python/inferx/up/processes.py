@@ -37,6 +37,7 @@ def end(pid: int, ticks: int, grace_seconds: float) -> None:
     if not is_same(pid, ticks):
         return
     os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGCONT)  # a stopped process would not see the first one
     deadline = time.monotonic() + grace_seconds
     while is_same(pid, ticks) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

@@ -27,7 +27,7 @@ from inferx.up.settings import Settings, describe_gpus, node_document
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
 # Calls end first, then nothing new is decided, then the workers end, and the store is last.
 STOP_ORDER = ("gateway", "scheduler", "nodeagent", "statesvc")
-STOP_SECONDS = {"gateway": 20.0, "scheduler": 5.0, "nodeagent": 25.0, "statesvc": 5.0}
+STOP_SECONDS = {"gateway": 35.0, "scheduler": 5.0, "nodeagent": 25.0, "statesvc": 5.0}
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.03
 ECHO_SECONDS = 0.2
@@ -118,7 +118,7 @@ class Supervisor:
 
     async def _until_stopped(self, folder: Folder, begun: float) -> None:
         """Start, wait for a signal; the first task that fails ends it with its error."""
-        self._watch(self._start(folder, begun))
+        starting = self._watch(self._start(folder, begun))
         stopped = asyncio.create_task(self._stop.wait())
         try:
             ends: set[asyncio.Future[Any]] = {stopped, self._failure}
@@ -126,9 +126,12 @@ class Supervisor:
             if self._failure.done():
                 self._failure.result()
         finally:
-            stopped.cancel()
+            # Nothing may be started any more once the services are being stopped.
+            for task in (starting, stopped):
+                task.cancel()
+            await asyncio.gather(starting, stopped, return_exceptions=True)
 
-    def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+    def _watch(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs `work` beside everything else; its error ends the platform."""
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -138,6 +141,7 @@ class Supervisor:
         task = asyncio.create_task(work)
         task.add_done_callback(ended)
         self._tasks.append(task)
+        return task
 
     async def _start(self, folder: Folder, begun: float) -> None:
         document = config.load(folder.config_file, {})
@@ -248,5 +252,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
 
     try:
         asyncio.run(main())
+    except OSError as error:
+        raise InferxError(f"the platform cannot run here: {error}") from error
     except KeyboardInterrupt as error:  # before the handlers were in place; nothing was started
         raise InferxError("interrupted") from error

@@ -99,6 +99,11 @@ impl Writer {
         Ok(writer)
     }
 
+    /// The regions, by id.
+    pub fn regions(&self) -> &[Region] {
+        &self.draft.regions
+    }
+
     /// Stores the chunk of `region_id` that starts at `offset`; its bytes come first in `chunk`,
     /// whose rest up to the alignment is overwritten with zeros.
     pub fn append(&mut self, region_id: u32, offset: u64, chunk: &mut HostBuffer) -> Result<()> {

@@ -142,7 +142,7 @@ fn aligned_size(len: u64) -> Result<u64> {
 }
 
 fn aligned(name: &str, value: u64) -> Result<()> {
-    if value == 0 || value % GRANULARITY != 0 {
+    if value == 0 || !value.is_multiple_of(GRANULARITY) {
         return Err(Error::Invalid(format!(
             "{name} {value:#x} is no multiple of {GRANULARITY}"
         )));
@@ -173,7 +173,9 @@ impl Device for SoftDevice {
         let fits = |at: u64| at >= VA_BASE && at.checked_add(len).is_some_and(|end| end <= VA_END);
         let start = match hint {
             Some(Va(at))
-                if at % GRANULARITY == 0 && fits(at) && !memory.touches_reservation(at, len) =>
+                if at.is_multiple_of(GRANULARITY)
+                    && fits(at)
+                    && !memory.touches_reservation(at, len) =>
             {
                 at
             }

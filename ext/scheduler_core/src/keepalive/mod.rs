@@ -1,9 +1,18 @@
 //! What to keep warm: which worker to park when, which snapshot leaves the host pool, what to bring in ahead of need.
 //! It must never see the future: a policy is told facts in the order they happen and knows nothing else.
 
+mod adaptive;
 mod baselines;
+mod experts;
+mod hazard;
+mod history;
+mod plan;
+mod price;
+mod tenants;
 
+pub use adaptive::Adaptive;
 pub use baselines::{FixedKeepAlive, GreedyDual, Lru};
+pub use price::Goal;
 
 /// A function (model) as a dense index; the caller keeps the table from function keys to indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +60,15 @@ pub trait Policy {
 
     /// A call of `function` by `tenant` ended; its slot is free again.
     fn completed(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx);
+
+    /// A worker left the GPU after holding it for `held_ms`, of which it executed calls for `busy_ms`.
+    fn charged(&mut self, _now_ms: u64, _held_ms: u64, _busy_ms: u64) {}
+
+    /// Takes the functions whose forecast the last facts changed: the caller asks `keep_until` again for their idle
+    /// workers and `prewarm_at` for those without.
+    fn changed(&mut self) -> Vec<FunctionIx> {
+        Vec::new()
+    }
 
     /// Which of `candidates` (never empty, no duplicates) leaves `tier`: an index into `candidates`.
     fn victim(&mut self, now_ms: u64, tier: Tier, candidates: &[FunctionIx]) -> usize;

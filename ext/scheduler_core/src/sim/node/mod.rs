@@ -122,6 +122,7 @@ enum State {
 struct Worker {
     function: FunctionIx,
     born_ms: u64,
+    busy_ms: u64,
     state: State,
     /// Deadline events that name an older generation are stale.
     generation: u64,

@@ -62,6 +62,7 @@ impl Node<'_> {
                 self.tiers[number] = StartTier::Host;
             }
         }
+        self.ask_again();
         self.fetch();
     }
 
@@ -90,6 +91,7 @@ impl Node<'_> {
         let call = self.trace.calls[number];
         self.waits_ms[number] = self.now_ms - call.at_ms;
         self.workers[worker].state = State::Busy(number);
+        self.workers[worker].busy_ms += call.exec_ms;
         self.workers[worker].generation += 1;
         self.at(self.now_ms + call.exec_ms, Event::Done(worker));
     }
@@ -152,6 +154,7 @@ impl Node<'_> {
         self.workers.push(Worker {
             function,
             born_ms: now_ms,
+            busy_ms: 0,
             state: State::Starting(tier),
             generation: 0,
         });
@@ -252,6 +255,20 @@ impl Node<'_> {
         );
     }
 
+    /// Asks again about the functions whose forecast changed.
+    fn ask_again(&mut self) {
+        for function in self.policy.changed() {
+            let idle = self.idle_workers(function);
+            for worker in &idle {
+                self.workers[*worker].generation += 1;
+                self.ask_deadline(*worker);
+            }
+            if idle.is_empty() && self.count_starting(function) == 0 {
+                self.plan_prewarm(function);
+            }
+        }
+    }
+
     fn deadline(&mut self, worker: usize, generation: u64) {
         let Worker {
             function,
@@ -285,12 +302,17 @@ impl Node<'_> {
     /// Parks a worker and lets the oldest blocked start have its room.
     fn leave(&mut self, worker: usize) {
         let Worker {
-            function, born_ms, ..
+            function,
+            born_ms,
+            busy_ms,
+            ..
         } = self.workers[worker];
         self.workers[worker].state = State::Gone;
         self.live[function.0 as usize].retain(|other| *other != worker);
         self.live_count -= 1;
         self.held_ms += self.now_ms - born_ms;
+        self.policy
+            .charged(self.now_ms, self.now_ms - born_ms, busy_ms);
         self.note(Decision::Park(function));
         self.admit(function, self.now_ms);
         if let Some(next) = self.blocked.pop_front() {

@@ -1,0 +1,99 @@
+//! The keep-alive policy of the platform: sessions of tenants forecast each function's next call, a price decides.
+//! It must never hold a constant that was fitted to one trace.
+
+use super::experts::Experts;
+use super::history::History;
+use super::plan::{STEPS, edges_s, plan};
+use super::price::{Goal, Price};
+use super::{Fetch, FunctionIx, HostView, Policy, TenantIx, Tier};
+
+/// Forecast-driven keep-alive, prewarming, victims and prefetching.
+#[derive(Clone, Debug)]
+pub struct Adaptive {
+    history: History,
+    experts: Option<Experts>,
+    price: Price,
+    resume_s: f32,
+    edges_s: [f32; STEPS + 1],
+    changed: Vec<FunctionIx>,
+}
+
+impl Adaptive {
+    /// A policy without history. `resume_ms` is the time of a start from the host pool.
+    #[must_use]
+    pub fn new(goal: Goal, resume_ms: u64) -> Self {
+        Self {
+            history: History::default(),
+            experts: None,
+            price: Price::new(goal),
+            resume_s: resume_ms as f32 / 1e3,
+            edges_s: edges_s(),
+            changed: Vec::new(),
+        }
+    }
+
+    fn plan(&self, now_ms: u64, function: FunctionIx) -> super::plan::Plan {
+        let mut calls = [0.0; STEPS];
+        let base = self.history.base_rate(now_ms, function) as f32;
+        for (step, expected) in calls.iter_mut().enumerate() {
+            *expected = base * (self.edges_s[step + 1] - self.edges_s[step]);
+        }
+        self.history
+            .sessions(now_ms, function, &self.edges_s, &mut calls);
+        plan(&self.edges_s, &calls, self.resume_s, self.price.now())
+    }
+}
+
+impl Policy for Adaptive {
+    fn arrived(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx) {
+        let before = self.history.arrived(now_ms, function, tenant);
+        if let Some(experts) = &mut self.experts {
+            experts.arrived(now_ms, function, &self.history);
+        }
+        self.changed.push(function);
+        self.changed
+            .extend(before.filter(|other| *other != function));
+    }
+
+    fn completed(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx) {
+        self.history.completed(now_ms, tenant);
+        self.changed.push(function);
+    }
+
+    fn charged(&mut self, _now_ms: u64, held_ms: u64, busy_ms: u64) {
+        self.price.charged(held_ms, busy_ms);
+    }
+
+    fn changed(&mut self) -> Vec<FunctionIx> {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn victim(&mut self, now_ms: u64, _tier: Tier, candidates: &[FunctionIx]) -> usize {
+        let experts = self
+            .experts
+            .get_or_insert_with(|| Experts::new(candidates.len()));
+        experts.victim(now_ms, candidates, &self.history)
+    }
+
+    fn keep_until(
+        &mut self,
+        now_ms: u64,
+        function: FunctionIx,
+        _since: u64,
+        idle_before: usize,
+    ) -> u64 {
+        if idle_before > 0 {
+            return now_ms;
+        }
+        now_ms + (self.plan(now_ms, function).keep_s * 1e3) as u64
+    }
+
+    fn prewarm_at(&mut self, now_ms: u64, function: FunctionIx) -> Option<u64> {
+        let at_s = self.plan(now_ms, function).prewarm_s?;
+        Some(now_ms + (at_s * 1e3) as u64)
+    }
+
+    fn fetch(&mut self, _now_ms: u64, _host: HostView<'_>) -> Option<Fetch> {
+        None
+    }
+}

@@ -1,0 +1,140 @@
+//! How likely a tenant is to come back, by the time since its last call ended: event rates in logarithmic age bins.
+//! It must never forget those who have not come back: their waiting is what keeps late rates honest.
+//!
+//! Rates are events per second of exposure. A finer table is shrunk towards a coarser one by pseudo-events (the posterior
+//! mean of a gamma-Poisson model), so a tenant seen once behaves like the crowd and a regular one like itself.
+
+/// Age bins: `[0, 1)` s, then half octaves up to about two days; the last one is open.
+pub(crate) const BINS: usize = 36;
+
+/// Pseudo-events that a finer table needs to stand as much for itself as for its parent.
+const STRENGTH: f32 = 2.0;
+
+/// Lower edge of `bin`, seconds.
+pub(crate) fn low_s(bin: usize) -> f32 {
+    if bin == 0 {
+        0.0
+    } else {
+        ((bin - 1) as f32 / 2.0).exp2()
+    }
+}
+
+/// Upper edge of `bin`, seconds.
+pub(crate) fn high_s(bin: usize) -> f32 {
+    (bin as f32 / 2.0).exp2()
+}
+
+/// The bin of an age.
+pub(crate) fn bin_of(age_s: f32) -> usize {
+    if age_s < 1.0 {
+        return 0;
+    }
+    let guess = ((age_s.log2() * 2.0) as usize + 1).min(BINS - 1);
+    // log2 rounds: the edges decide.
+    if age_s < low_s(guess) {
+        guess - 1
+    } else if guess + 1 < BINS && age_s >= high_s(guess) {
+        guess + 1
+    } else {
+        guess
+    }
+}
+
+/// Counted events and exposure per age bin.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    events: [f32; BINS],
+    exposure_s: [f32; BINS],
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            events: [0.0; BINS],
+            exposure_s: [0.0; BINS],
+        }
+    }
+}
+
+impl Counts {
+    /// Somebody was away in `bin` for `seconds`.
+    pub(crate) fn expose(&mut self, bin: usize, seconds: f32) {
+        self.exposure_s[bin] += seconds;
+    }
+
+    /// Somebody came back in `bin`.
+    pub(crate) fn event(&mut self, bin: usize) {
+        self.events[bin] += 1.0;
+    }
+
+    /// Rates with a prior that knows only that rates fall with age: a quarter event per doubling.
+    pub(crate) fn rates(&self) -> [f32; BINS] {
+        std::array::from_fn(|bin| {
+            (self.events[bin] + 0.5) / (self.exposure_s[bin] + 2.0 * high_s(bin))
+        })
+    }
+
+    /// Rates shrunk towards `parent`.
+    pub(crate) fn rates_within(&self, parent: &[f32; BINS]) -> [f32; BINS] {
+        std::array::from_fn(|bin| {
+            (self.events[bin] + STRENGTH) / (self.exposure_s[bin] + STRENGTH / parent[bin])
+        })
+    }
+}
+
+/// Rates and their integral from age 0.
+#[derive(Clone, Debug)]
+pub(crate) struct Curve {
+    rate: [f32; BINS],
+    total: [f32; BINS],
+}
+
+impl Curve {
+    pub(crate) fn new(rate: [f32; BINS]) -> Self {
+        let mut total = [0.0; BINS];
+        for bin in 1..BINS {
+            total[bin] = total[bin - 1] + rate[bin - 1] * (high_s(bin - 1) - low_s(bin - 1));
+        }
+        Self { rate, total }
+    }
+
+    /// Expected events from age 0 to `age_s` of somebody who stays away.
+    pub(crate) fn integral(&self, age_s: f32) -> f32 {
+        let bin = bin_of(age_s);
+        self.total[bin] + self.rate[bin] * (age_s - low_s(bin))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_age_is_in_its_bin() {
+        for bin in 0..BINS {
+            assert_eq!(bin_of(low_s(bin)), bin);
+            assert_eq!(bin_of(low_s(bin) * 1.2 + 0.01), bin);
+        }
+        assert_eq!(bin_of(f32::MAX), BINS - 1);
+    }
+
+    #[test]
+    fn the_integral_of_a_constant_rate_is_a_line() {
+        let curve = Curve::new([0.01; BINS]);
+        for age in [0.0_f32, 0.5, 1.0, 7.3, 100.0, 5e4] {
+            assert!((curve.integral(age) - 0.01 * age).abs() <= 1e-4 * (1.0 + age));
+        }
+    }
+
+    #[test]
+    fn few_events_follow_the_parent_and_many_themselves() {
+        let parent = [0.1; BINS];
+        let mut own = Counts::default();
+        assert!((own.rates_within(&parent)[3] - 0.1).abs() < 1e-6);
+        for _ in 0..1000 {
+            own.event(3);
+            own.expose(3, 1.0);
+        }
+        assert!((own.rates_within(&parent)[3] - 1.0).abs() < 0.05);
+    }
+}

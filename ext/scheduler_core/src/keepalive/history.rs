@@ -1,0 +1,140 @@
+//! What is expected of each function: its tenants' sessions on top of a base rate.
+//! It must never name a number that depends on facts not yet told.
+
+use super::tenants::Tenants;
+use super::{FunctionIx, TenantIx};
+
+/// Tenants remembered per function; the one that called longest ago makes room.
+const TENANTS_MAX: usize = 256;
+
+/// A tenant's session is forgotten after this time away; the base rate stands for later returns.
+const SESSION_S: f32 = 86_400.0;
+
+/// Memory of the base rate: a week, the period of human habits.
+const BASE_S: f64 = 7.0 * 86_400.0;
+
+#[derive(Clone, Debug, Default)]
+struct Function {
+    /// Recent callers, the latest last.
+    tenants: Vec<TenantIx>,
+    /// Calls, fading with `BASE_S`, as of `at_ms`.
+    calls: f64,
+    at_ms: u64,
+}
+
+/// Facts about calls, and forecasts from them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    tenants: Tenants,
+    functions: Vec<Function>,
+    begin_ms: Option<u64>,
+}
+
+impl History {
+    /// A call arrived. Returns the function that the tenant called before, if any.
+    pub(crate) fn arrived(
+        &mut self,
+        now_ms: u64,
+        function: FunctionIx,
+        tenant: TenantIx,
+    ) -> Option<FunctionIx> {
+        self.begin_ms.get_or_insert(now_ms);
+        let at = function.0 as usize;
+        if at >= self.functions.len() {
+            self.functions.resize(at + 1, Function::default());
+        }
+        let state = &mut self.functions[at];
+        state.calls = state.faded(now_ms) + 1.0;
+        state.at_ms = now_ms;
+        state.tenants.retain(|other| *other != tenant);
+        if state.tenants.len() == TENANTS_MAX {
+            state.tenants.remove(0);
+        }
+        state.tenants.push(tenant);
+        self.tenants.arrived(now_ms, function, tenant)
+    }
+
+    /// A call ended.
+    pub(crate) fn completed(&mut self, now_ms: u64, tenant: TenantIx) {
+        self.tenants.completed(now_ms, tenant);
+    }
+
+    /// Calls per second of `function` over the long run.
+    pub(crate) fn base_rate(&self, now_ms: u64, function: FunctionIx) -> f64 {
+        let Some(state) = self.functions.get(function.0 as usize) else {
+            return 0.0;
+        };
+        let span_s = (now_ms - self.begin_ms.unwrap_or(now_ms)) as f64 / 1e3 + 1.0;
+        state.faded(now_ms) / (BASE_S * (1.0 - (-span_s / BASE_S).exp()))
+    }
+
+    /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now, if nothing else
+    /// happens first: adds the integral of their rates over each `[edges_s[i], edges_s[i + 1])` to `out[i]`.
+    pub(crate) fn sessions(
+        &self,
+        now_ms: u64,
+        function: FunctionIx,
+        edges_s: &[f32],
+        out: &mut [f32],
+    ) {
+        let Some(state) = self.functions.get(function.0 as usize) else {
+            return;
+        };
+        for tenant in state.tenants.iter().rev() {
+            let Some(caller) = self.tenants.get(*tenant) else {
+                continue;
+            };
+            let age_s = now_ms.saturating_sub(caller.away_since_ms) as f32 / 1e3;
+            if caller.running > 0 || age_s > SESSION_S {
+                continue;
+            }
+            let share = self.tenants.share(caller, age_s, function);
+            let mut before = caller.curve.integral(age_s + edges_s[0]);
+            for (place, edge_s) in edges_s[1..].iter().enumerate() {
+                let after = caller.curve.integral(age_s + edge_s);
+                out[place] += share * (after - before);
+                before = after;
+            }
+        }
+    }
+
+    /// Expected number of different tenants that come (back) to `function` within each of `horizons_s`, plus base.
+    pub(crate) fn demand(
+        &self,
+        now_ms: u64,
+        function: FunctionIx,
+        horizons_s: &[f32],
+        out: &mut [f32],
+    ) {
+        let base = self.base_rate(now_ms, function) as f32;
+        for (sum, horizon_s) in out.iter_mut().zip(horizons_s) {
+            *sum = base * horizon_s;
+        }
+        let Some(state) = self.functions.get(function.0 as usize) else {
+            return;
+        };
+        for tenant in state.tenants.iter().rev() {
+            let Some(caller) = self.tenants.get(*tenant) else {
+                continue;
+            };
+            let age_s = match caller.running {
+                0 => now_ms.saturating_sub(caller.away_since_ms) as f32 / 1e3,
+                _ => 0.0,
+            };
+            if age_s > SESSION_S {
+                continue;
+            }
+            let share = self.tenants.share(caller, age_s, function);
+            let before = caller.curve.integral(age_s);
+            for (sum, horizon_s) in out.iter_mut().zip(horizons_s) {
+                *sum += share * (1.0 - (before - caller.curve.integral(age_s + horizon_s)).exp());
+            }
+        }
+    }
+}
+
+impl Function {
+    fn faded(&self, now_ms: u64) -> f64 {
+        self.calls * (-((now_ms - self.at_ms) as f64) / 1e3 / BASE_S).exp()
+    }
+}
