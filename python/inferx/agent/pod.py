@@ -338,11 +338,13 @@ class Pod:
                 self._end_as_failed(error)
                 return error
         self.tools.ledger.release(self.key.id)
-        self._end_as_failed(error)
         shown = self.log.tail(SHOWN_LOG_LINES)[-SHOWN_LOG_CHARS:].strip()
         message = f"pod {self.key.id}: {error.message}"
         message += f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
-        return type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
+        # The pod's view may reach the scheduler before this call's answer does: both say the same.
+        error = type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
+        self._end_as_failed(error)
+        return error
 
     def _end_as_failed(self, error: InferxError) -> None:
         self.record.error = error.message
