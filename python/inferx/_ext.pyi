@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 __version__: str
 """The version of the wheel."""
@@ -184,6 +184,7 @@ class SnapshotStore:
         page cache), `first_copy_us`, `elapsed_us`.
         """
 
+@final
 class Proxy:
     """The HTTP data plane of a gateway: listener, dispatch and connections to workers.
 
@@ -191,8 +192,8 @@ class Proxy:
     thread and return at once, except `start` and `drain`. Times are milliseconds.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         host: str,
         port: int,
         control_socket: str | PathLike[str],
@@ -210,7 +211,7 @@ class Proxy:
         idle_timeout_ms: int = 300000,
         control_idle_timeout_ms: int = 3600000,
         pool_idle_timeout_ms: int = 4000,
-    ) -> None:
+    ) -> Self:
         """A plane that does not listen yet.
 
         `port` 0 lets the system choose. Requests that are not inference calls go to the Unix
