@@ -2,6 +2,7 @@
 //! It must never hand a byte to a process that was not verified, and never know Python outside `py`.
 
 pub mod buffer;
+pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod held;
