@@ -161,7 +161,8 @@ pub trait Device: Send + Sync {
     fn reserve(&self, len: u64, hint: Option<Va>) -> Result<Va>;
     /// Gives a reservation back; its mappings must be gone.
     fn unreserve(&self, va: Va, len: u64) -> Result<()>;
-    /// Creates physical memory of `len` bytes, rounded up to the granularity; its content is undefined.
+    /// Creates physical memory of at least `len` bytes, a multiple of the granularity; its content
+    /// is undefined.
     fn create(&self, len: u64, exportable: bool) -> Result<Phys>;
     /// Gives memory back. Memory that is still mapped is freed by its last `unmap`.
     fn release(&self, phys: Phys) -> Result<()>;

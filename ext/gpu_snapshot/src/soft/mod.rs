@@ -1,5 +1,5 @@
 //! SoftDevice: a GPU without a GPU; its memory is sparse memfds under a capacity limit.
-//! It must never touch the bytes it accounts for unless somebody copies into them: unused VRAM costs no RAM.
+//! It must never touch bytes that nobody copies into: unused VRAM costs no RAM.
 
 mod fault;
 mod memory;
