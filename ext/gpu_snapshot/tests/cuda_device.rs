@@ -32,7 +32,9 @@ fn code<T: std::fmt::Debug>(result: Result<T>) -> i32 {
 #[test]
 fn without_a_driver_opening_is_an_error_that_says_so() {
     let error = CudaDevice::open_with(Path::new("/nowhere/libcuda.so.1"), 0).unwrap_err();
-    assert!(matches!(&error, Error::Unsupported(why) if why.contains("no CUDA driver")));
+    assert!(
+        matches!(&error, Error::Device { code: 100, why, .. } if why.contains("no CUDA driver"))
+    );
 }
 
 #[test]

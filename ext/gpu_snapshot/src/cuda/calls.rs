@@ -111,7 +111,8 @@ impl Library {
         // SAFETY: loading runs the library's initialisers; this is libcuda or a test's fake of it,
         // which are made to be loaded so. The name comes from the administrator, not from a user.
         let library = unsafe { libloading::Library::new(path) }.map_err(|error| {
-            Error::Unsupported(format!("no CUDA driver: {}: {error}", path.display()))
+            let why = format!("no CUDA driver: {}: {error}", path.display());
+            Error::device("dlopen", code::NO_DEVICE, why)
         })?;
         let library = ManuallyDrop::new(library);
         type Init = unsafe extern "C" fn(u32) -> CuResult;

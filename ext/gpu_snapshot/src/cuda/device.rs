@@ -26,7 +26,7 @@ pub struct CudaDevice {
 }
 
 impl CudaDevice {
-    /// Opens the GPU of this index. `Unsupported` when the machine has no driver.
+    /// Opens the GPU of this index. `Device` with code 100 when the machine has no driver.
     pub fn open(index: u32) -> Result<Self> {
         Self::open_with(Path::new("libcuda.so.1"), index)
     }
