@@ -1,21 +1,26 @@
 """The compiled module: what Python may call of the Rust crates. The docstrings live here."""
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, final
 
 __version__: str
 """The version of the wheel."""
 
-class SoftDevice:
-    """A simulated GPU. Memory is counted in MiB, in units of 2 MiB, and costs no RAM until written.
+class SnapshotError(Exception):
+    """A snapshot is corrupt, unsupported or of another machine, or its job was cancelled."""
 
-    Safe to use from any thread. Dropping the device frees all of its memory.
+class DeviceError(Exception):
+    """The device refused a call or does not answer.
+
+    `args` are the message and the driver's result code (`None` after a timeout): 2 out of memory,
+    304 stuck for good (kill the process), 401 wrong state, 600 lock timeout (try again),
+    801 not supported.
     """
 
-    granularity_mib: int
-    """Allocations are rounded up to a multiple of this many MiB."""
-
-    def __new__(cls, capacity_mib: int) -> SoftDevice:
-        """A device with `capacity_mib` of memory. `ValueError` below one unit of 2 MiB."""
+class Gpu:
+    """A GPU. Memory is counted in MiB, in units of 2 MiB. Safe to use from any thread."""
 
     def allocate(self, mib: int) -> int:
         """Takes `mib` of memory and returns its handle.
@@ -26,6 +31,9 @@ class SoftDevice:
     def free(self, handle: int) -> None:
         """Gives memory back. `KeyError` for a handle that is not held (also a second free)."""
 
+    def export(self, handle: int) -> int:
+        """A file descriptor of the memory for another process; the caller closes it."""
+
     @property
     def used_mib(self) -> int:
         """MiB in use."""
@@ -33,6 +41,148 @@ class SoftDevice:
     @property
     def capacity_mib(self) -> int:
         """MiB in total."""
+
+    @property
+    def name(self) -> str:
+        """Marketing name."""
+
+    @property
+    def driver(self) -> str:
+        """Driver version."""
+
+    @property
+    def uuid(self) -> str:
+        """UUID as 32 hex digits."""
+
+    def process_state(self, pid: int) -> Literal["running", "locked", "checkpointed", "failed"]:
+        """The state of a process as the driver sees it."""
+
+    def process_lock(self, pid: int, timeout_ms: int) -> None:
+        """Running to locked: the process's GPU calls block.
+
+        After `timeout_ms` (0 waits for ever) `DeviceError` 600; the process keeps running then.
+        """
+
+    def process_checkpoint(self, pid: int) -> None:
+        """Locked to checkpointed: the process's GPU memory moves to the host."""
+
+    def process_restore(self, pid: int, gpus: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Checkpointed to locked. `gpus` pairs old and new UUIDs, 16 bytes each.
+
+        Check the free memory first: after `DeviceError` 2 the process may be stuck for good.
+        """
+
+    def process_unlock(self, pid: int) -> None:
+        """Locked to running."""
+
+@final
+class SoftDevice(Gpu):
+    """A simulated GPU: its memory costs no RAM until it is written.
+
+    Dropping the device frees all of its memory.
+    """
+
+    def __new__(
+        cls,
+        capacity_mib: int,
+        *,
+        index: int = 0,
+        mib_per_second: int | None = None,
+        faults: Sequence[str] = (),
+    ) -> SoftDevice:
+        """A device with `capacity_mib` of memory; `ValueError` below one unit of 2 MiB.
+
+        `index` tells devices apart (part of the UUID); copies run at `mib_per_second`, or as fast
+        as the host copies. `faults` by name: `oom-on-create:N`, `stuck-after-oom`,
+        `lock-timeout`, `process-failed`, `flip-bit:N`, `short-copy:N`, `hang:N`, `wrong-device`.
+        """
+
+    def process_start(self, pid: int, mib: int) -> None:
+        """A process starts to use the device with `mib` of its own memory."""
+
+    def process_end(self, pid: int) -> None:
+        """A process ended, in whatever state; its memory is free again."""
+
+@final
+class CancelToken:
+    """Cancels a save or a restore from another thread; it stops between two chunks."""
+
+    def __new__(cls) -> CancelToken: ...
+    def cancel(self) -> None:
+        """Asks the job to stop; it raises `SnapshotError` then."""
+
+@final
+class SnapshotStore:
+    """Snapshots in one directory, which this process owns while the object lives.
+
+    All methods release the GIL. Ids are letters, digits, `-` and `_`.
+    """
+
+    def __new__(cls, root: str | PathLike[str]) -> SnapshotStore:
+        """Opens or creates the directory, cleans up after a crash and checks what is there.
+
+        `BlockingIOError` when another process owns it.
+        """
+
+    @property
+    def removed(self) -> list[str]:
+        """Left-overs of interrupted jobs that the start removed."""
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Corrupt snapshots that the start set aside, by id, with the reason."""
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Snapshots that could not be judged, by id, with the reason."""
+
+    def ids(self) -> list[str]:
+        """Ids of the published snapshots."""
+
+    def path(self, id: str) -> Path:
+        """Where the snapshot of this id is, or would be."""
+
+    def manifest(self, id: str) -> str:
+        """The manifest as JSON, after the snapshot's metadata was checked."""
+
+    def differences(self, id: str, host: str) -> list[str]:
+        """Why the snapshot may not be restored on `host` (an identity as JSON); empty if it may."""
+
+    def verify(self, id: str) -> None:
+        """Reads and checks every byte; `SnapshotError` names all bad chunks."""
+
+    def remove(self, id: str) -> None:
+        """Removes a snapshot; running restores are not disturbed."""
+
+    def save(
+        self,
+        id: str,
+        gpu: Gpu,
+        regions: Mapping[str, int],
+        *,
+        identity: str = "{}",
+        extra: str = "{}",
+        files: Mapping[str, str | PathLike[str]] = ...,
+        created_unix_ms: int = 0,
+        cancel: CancelToken | None = None,
+    ) -> dict[str, int]:
+        """Saves GPU memory (handles by name of region) and files (by path in the snapshot).
+
+        `identity` and `extra` are JSON objects for the manifest. Published atomically, or not at
+        all: `OSError` for a full disk, found before anything is copied. Returns `chunks`, `bytes`
+        and `elapsed_us`.
+        """
+
+    def restore(
+        self, id: str, gpu: Gpu, *, cancel: CancelToken | None = None
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Restores all GPU regions into new memory; returns handles by name of region, figures.
+
+        After any error no memory is kept: `SnapshotError` for bad chunks (all are named),
+        `MemoryError` before anything is copied, `DeviceError`. Figures: `chunks`, `reads`,
+        `bytes_read`, `bytes_copied`, `bytes_zeroed`, `direct` (1 when the reads went past the
+        page cache), `first_copy_us`, `elapsed_us`.
+        """
 
 class Proxy:
     """The HTTP data plane of a gateway: listener, dispatch and connections to workers.
@@ -165,3 +315,119 @@ class Proxy:
 
     def stats(self) -> bytes:
         """Counters and gauges as JSON: of the plane, and under `functions` by key."""
+
+def pod_table() -> list[tuple[str, str, str]]:
+    """Every legal step of a pod's life as rows `(from, event, to)`, by state, then event."""
+
+def pod_transition(state: str, event: str) -> str:
+    """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong name."""
+
+class SchedulerCore:
+    """Every decision about placement, leases and standby. Not for use from several threads.
+
+    All times are milliseconds of one monotonic clock of the caller. Verbs return at once; deeds are
+    collected and fetched with `effects`. After each verb fetch them, and call `tick` at the time
+    that `next_wakeup_ms` names.
+    """
+
+    def __new__(
+        cls,
+        pod_id_prefix: str,
+        idle_park_ms: int = 5000,
+        lease_ttl_ms: int = 15000,
+        takeover_ms: int = 3000,
+    ) -> SchedulerCore:
+        """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at most
+        8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last lease came
+        back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this process
+        wait `takeover_ms` for a gateway to announce them.
+        """
+
+    def lease(
+        self,
+        now_ms: int,
+        tenant: str,
+        namespace: str,
+        funcname: str,
+        revision: int,
+        gateway_id: int,
+        request_id: str,
+        slots: int,
+        deadline_ms: int,
+    ) -> tuple[str, int, str, int, str] | tuple[str, int] | tuple[str, str, str, int | None]:
+        """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)` or
+        `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
+
+        Idempotent by (`gateway_id`, `request_id`) while the lease or ticket lives; "" = never.
+        `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the policy's
+        queue timeout. The current revision serves every caller, whatever `revision` it names.
+        """
+
+    def give_back(self, now_ms: int, lease_id: int, ok: bool = True) -> bool:
+        """Ends a lease. False when it is not live (any more). `ok` False: the worker is broken."""
+
+    def cancel(self, now_ms: int, ticket: int) -> bool:
+        """Takes a ticket out of the queue. False when it was answered already."""
+
+    def connect(self, now_ms: int, gateway_id: int) -> None:
+        """A gateway is there; its leases live while it is heard of."""
+
+    def refresh(self, now_ms: int, gateway_id: int) -> bool:
+        """A heartbeat. False for an unknown gateway, which has to connect and announce its leases."""
+
+    def announce(
+        self, now_ms: int, gateway_id: int, lease_id: int, pod_id: str, slots: int
+    ) -> bool:
+        """A gateway holds a lease, maybe of a former process. False: it has to drop it."""
+
+    def kill(self, now_ms: int, pod_id: str) -> bool | None:
+        """Ends a pod with its leases. None: no such pod; False: it is ending already."""
+
+    def knows(self, tenant: str, namespace: str, funcname: str, revision: int) -> bool:
+        """Whether the function was observed in this revision or a later one."""
+
+    def waiting(self, tenant: str, namespace: str, funcname: str) -> tuple[int, str] | None:
+        """How many tickets wait for a function and why; None when none does."""
+
+    def observe(self, now_ms: int, fact: dict[str, object]) -> None:
+        """Something happened. Telling a fact twice does no harm.
+
+        `kind` is one of
+        function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib, standby_mem_mib,
+        gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory, min_replica, max_replica,
+        standby_per_node, parallel, queue_len, queue_timeout_ms), function_gone (its name),
+        tenant (name, disabled, allow_standby, max_replica, min_replica_cap, max_standby,
+        max_gpu_milli, max_queue_len; None = no limit), namespace (tenant, name, disabled),
+        node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus as (index, type, vram_mib),
+        context_overhead_mib, contexts_per_gpu_max), node_lost (name), node_gone (name),
+        pod (pod_id, node, tenant, namespace, name, revision, state, reason, cpu_millis, mem_mib,
+        cache_mib, devices, gpu_mib per device, contexts per device), pod_gone (pod_id),
+        start_result, park_result, terminate_result (pod_id, ok, code, reason, gone, order).
+
+        `KeyError` or `ValueError` name an entry that is missing or wrong.
+        """
+
+    def tick(self, now_ms: int) -> None:
+        """Does what is due: deadlines, expiries, parking, retries."""
+
+    def next_wakeup_ms(self) -> int | None:
+        """When `tick` has something to do; it may turn out to be nothing."""
+
+    def effects(self) -> list[dict[str, Any]]:
+        """Deeds since the last call, in order; `effect` is one of
+        grant (ticket, lease_id, pod_id, slots, start), refuse (ticket, code, message,
+        retry_after_ms), start and resume (pod_id, node, tenant, namespace, funcname, revision, order,
+        alloc, terminate, park: pods that make room), park and terminate (a pod).
+        A result is told with `observe` and carries the order's number.
+        """
+
+    def check(self, now_ms: int) -> None:
+        """Panics when an invariant is broken; looks at everything, for tests."""
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Every pod: pod_id, tenant, namespace, funcname, revision, node, state, reason, since_ms,
+        slots, leased, start, alloc."""
+
+    def stats(self) -> dict[str, Any]:
+        """Sums: functions, nodes, nodes_ready, pods by state, leases, tickets, gpu_mib_total,
+        gpu_mib_used, and counters of starts, parks, terminations, grants, refusals, expiries."""

@@ -220,7 +220,7 @@ class ConfigError(InferxError):
 def _tree(root: type[InferxError]) -> dict[str, type[InferxError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
-        found.update(_tree(child))
+        found = {**_tree(child), **found}  # of classes that share a code the most general counts
     return found
 
 

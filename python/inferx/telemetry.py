@@ -19,10 +19,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from inferx.config import redact
 
-_context: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("log", default={})  # noqa: B039 (never changed in place)
+_NO_FIELDS: dict[str, str] = {}
+_context: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar(
+    "log",
+    default=_NO_FIELDS,  # never changed in place
+)
 _SECRET_FIELD = re.compile(r"(password|passwd|secret|token|api_?key|authorization)", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
-    r"(?i)\b((?:password|passwd|secret|api_?key|access_token)\"?\s*[=:]\s*\"?|bearer\s+)"
+    r"(?i)((?:password|passwd|secret|api_?key|access_token)\"?\s*[=:]\s*\"?|bearer\s+)"
     r"[^\s\"',;}&]+"
 )
 _RECORD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}

@@ -45,7 +45,14 @@ def eventually(check: Callable[[], Any], seconds: float = 20.0, what: str = "con
 
 def function(name: str, *flags: str, vram_mb: int = 14000, **policy: Any) -> dict[str, Any]:
     """A manifest of the test model server with its policy written into it."""
-    values = {"max_replica": 1, "parallel": 64, "queue_len": 600, "queue_timeout": 30.0, **policy}
+    values = {
+        "max_replica": 1,
+        "parallel": 64,
+        "queue_len": 600,
+        "queue_timeout": 30.0,
+        "scalein_timeout": 0.05,
+        **policy,
+    }
     return {
         "type": "function",
         "tenant": "public",

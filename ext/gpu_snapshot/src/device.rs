@@ -176,6 +176,11 @@ pub trait Device: Send + Sync {
     fn open_queue(&self, depth: usize) -> Result<Box<dyn CopyQueue>>;
 }
 
+/// Everything a GPU can do here.
+pub trait Gpu: Device + ProcessControl {}
+
+impl<T: Device + ProcessControl> Gpu for T {}
+
 /// Rounds up to a multiple of `unit`; `None` on overflow.
 pub fn round_up(bytes: u64, unit: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(unit)

@@ -18,6 +18,8 @@ pub enum Error {
     },
     /// An argument breaks a rule of the interface; the text names it.
     Invalid(String),
+    /// No memory is held under this handle; also after it was freed.
+    NotHeld(u64),
     /// The operating system refused a call; `what` names the call and its object.
     Io {
         /// The call and the file or object it was made on.
@@ -123,6 +125,7 @@ impl fmt::Display for Error {
                 )
             }
             Self::Invalid(why) => write!(out, "invalid argument: {why}"),
+            Self::NotHeld(handle) => write!(out, "no memory is held under handle {handle}"),
             Self::Io { what, source } => write!(out, "{what}: {source}"),
             Self::Corrupt { what, why } => write!(out, "corrupt snapshot: {what}: {why}"),
             Self::BadChunks(chunks) => {

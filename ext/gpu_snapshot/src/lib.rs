@@ -4,6 +4,7 @@
 pub mod buffer;
 pub mod device;
 pub mod error;
+pub mod held;
 pub mod image;
 pub mod pipeline;
 pub mod soft;

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use crate::account::{Account, Outcome};
 use crate::dispatch::{Admission, Slot};
-use crate::guard::Link;
 use crate::headers::{self, X_INFERX_POD, X_INFERX_START, X_TCPCONN_LATENCY, X_TTFT_LATENCY};
+use crate::link::Link;
 use crate::plane::Core;
 use crate::relay::{RelayBody, RequestBody, UploadFault, UploadState};
 use crate::reply::{Reject, Reply, X_REQUEST_ID};
@@ -92,10 +92,12 @@ pub(crate) async fn serve(
     }
 }
 
-struct Answered {
-    response: Response<Incoming>,
-    line: Box<Line>,
-    connect: Duration,
+/// The head of a worker's answer and what belongs to it.
+pub(crate) struct Answered {
+    pub response: Response<Incoming>,
+    /// The connection, when whoever reads the body has to drive it.
+    pub line: Option<Box<Line>>,
+    pub connect: Duration,
 }
 
 async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, Reject> {
@@ -140,7 +142,7 @@ async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, 
             Ok(Ok(response)) => {
                 return Ok(Answered {
                     response,
-                    line,
+                    line: Some(line),
                     connect,
                 });
             }
@@ -167,7 +169,19 @@ async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, 
     Err(Reject::worker_failed("no attempt was left"))
 }
 
-async fn admit(call: &Call, link: &Link, deadline: Instant, again: bool) -> Result<Slot, Reject> {
+/// When the call gives up waiting for a slot.
+pub(crate) fn queue_deadline(call: &Call) -> Result<Instant, Reject> {
+    let policy = call.account.function.definition().policy.queue_timeout;
+    let client = headers::client_timeout(&call.headers)?;
+    Ok(call.account.started + client.map_or(policy, |client| client.min(policy)))
+}
+
+pub(crate) async fn admit(
+    call: &Call,
+    link: &Link,
+    deadline: Instant,
+    again: bool,
+) -> Result<Slot, Reject> {
     match call.account.function.admit(again) {
         Admission::Slot(slot) => Ok(slot),
         Admission::Refused(error) => Err(error),
@@ -191,7 +205,7 @@ async fn open(core: &Core, upstream: &Upstream) -> std::io::Result<(Box<Line>, D
 }
 
 /// The request as the worker gets it; takes the head and the body out of the call.
-fn build(core: &Core, call: &mut Call, upstream: &Upstream) -> Request<RequestBody> {
+pub(crate) fn build(core: &Core, call: &mut Call, upstream: &Upstream) -> Request<RequestBody> {
     let upload = std::mem::replace(&mut call.upload, Upload::Whole(Bytes::new()));
     let body = upload.into_body(core.config.body_bytes_max, &call.account.upload);
     let mut request = Request::new(body);
@@ -232,7 +246,7 @@ fn upload_error(core: &Core, account: &Account) -> Option<Reject> {
 }
 
 /// The worker's answer as the client gets it.
-fn answer(core: &Core, mut account: Account, answered: Answered) -> Response<Reply> {
+pub(crate) fn answer(core: &Core, mut account: Account, answered: Answered) -> Response<Reply> {
     let Answered {
         response,
         line,
@@ -321,7 +335,13 @@ pub(crate) async fn control(
         .headers
         .insert(X_REQUEST_ID.clone(), request_id.clone());
     let idle_timeout = core.config.control_idle_timeout;
-    let body = RelayBody::new(incoming, line, core.control.clone(), None, idle_timeout);
+    let body = RelayBody::new(
+        incoming,
+        Some(line),
+        core.control.clone(),
+        None,
+        idle_timeout,
+    );
     Ok(respond(parts, body))
 }
 

@@ -1,51 +1,22 @@
 //! Who may call which worker now: per function a queue of parked calls and the slots of its workers.
 //! Must never touch a socket, and never hand out a slot that is not given back exactly once.
 
+mod slot;
+mod workers;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+pub(crate) use self::slot::{Admission, Slot, Waiter};
+use crate::definition::Definition;
 use crate::events::{Event, Outbox};
 use crate::reply::Reject;
 use crate::stats::{FunctionStats, Gauges, Start};
 use crate::upstream::Upstream;
-
-/// Pause before more workers are asked for when a request for one was refused.
-const LEASE_BACKOFF: Duration = Duration::from_secs(1);
-
-/// What a function's policy says about waiting and scaling.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Policy {
-    /// Calls that one worker serves at a time.
-    pub parallel: u32,
-    /// Most calls that wait.
-    pub queue_len: usize,
-    /// Longest wait.
-    pub queue_timeout: Duration,
-    /// Share of waiting calls, of all slots, that is accepted before another worker is asked for.
-    pub wait_ratio: f64,
-    /// Rest after which a worker is given back.
-    pub scalein_timeout: Duration,
-}
-
-/// What a function is at one revision.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Definition {
-    /// Revision of the function object.
-    pub revision: i64,
-    /// How its calls wait and scale.
-    pub policy: Policy,
-    /// Names under which it is a model, besides its own.
-    pub model_names: Vec<String>,
-    /// The name that its worker gives the model, when it insists on one.
-    pub served_model: Option<String>,
-    /// Why calls are refused, when its tenant or namespace is disabled.
-    pub disabled: Option<String>,
-}
 
 /// What all functions share.
 #[derive(Debug)]
@@ -102,13 +73,6 @@ struct Parked {
     ticket: u64,
     since: Instant,
     grant: oneshot::Sender<Result<Slot, Reject>>,
-}
-
-/// The answer to a call that wants in.
-pub(crate) enum Admission {
-    Slot(Slot),
-    Wait(Waiter),
-    Refused(Reject),
 }
 
 impl Member {
@@ -345,145 +309,6 @@ impl Function {
         self.ask(&mut state);
     }
 
-    /// Replaces the definition. Parked calls stay; workers of an older revision serve what they have.
-    pub(crate) fn update(self: &Arc<Self>, definition: Definition) {
-        let mut state = self.lock();
-        let disabled = definition.disabled.clone();
-        if definition.revision != state.definition.revision {
-            state.requested = 0;
-            state.backoff_until = None;
-            state
-                .members
-                .iter_mut()
-                .for_each(|member| member.retiring = true);
-        }
-        state.definition = Arc::new(definition);
-        self.settle(&mut state);
-        if let Some(reason) = disabled {
-            self.answer_all(&mut state, &Reject::new(403, "disabled", reason));
-        }
-        self.ask(&mut state);
-    }
-
-    /// Ends the function: those who wait are told, workers finish what they have.
-    pub(crate) fn remove(self: &Arc<Self>) {
-        let mut state = self.lock();
-        state.removed = true;
-        state.requested = 0;
-        state
-            .members
-            .iter_mut()
-            .for_each(|member| member.retiring = true);
-        self.settle(&mut state);
-        self.answer_all(&mut state, &Reject::function_not_found(&self.key));
-    }
-
-    fn answer_all(&self, state: &mut State, error: &Reject) {
-        for parked in state.waiting.drain(..) {
-            self.hub.parked.fetch_sub(1, Ordering::Relaxed);
-            // A call that is gone needs no answer.
-            let _ = parked.grant.send(Err(error.clone()));
-        }
-    }
-
-    /// Takes in a worker; false when it is not wanted any more (its revision is not the current one).
-    pub(crate) fn add_worker(self: &Arc<Self>, worker: Arc<Worker>, revision: i64) -> bool {
-        let mut state = self.lock();
-        if state.removed || state.definition.revision != revision {
-            return false;
-        }
-        state.requested = state.requested.saturating_sub(1);
-        state.backoff_until = None;
-        self.stats.count_start(worker.start);
-        let idle_since = Instant::now();
-        state.members.push(Member {
-            worker,
-            active: 0,
-            idle_since,
-            retiring: false,
-        });
-        self.hand_out(&mut state);
-        self.ask(&mut state);
-        true
-    }
-
-    /// Takes a worker out of rotation; its calls in flight go on. False when it was not there.
-    pub(crate) fn remove_worker(self: &Arc<Self>, lease_id: u64) -> bool {
-        let mut state = self.lock();
-        let removed = state.remove(lease_id).is_some();
-        if removed {
-            self.ask(&mut state);
-        }
-        removed
-    }
-
-    /// Takes a worker that failed out of rotation and reports it, once.
-    pub(crate) fn eject(self: &Arc<Self>, lease_id: u64, reason: String) {
-        let mut state = self.lock();
-        if state.remove(lease_id).is_some() {
-            let function = self.key.clone();
-            self.hub.outbox.push(Event::WorkerFailed {
-                function,
-                lease_id,
-                reason,
-            });
-            self.ask(&mut state);
-        }
-    }
-
-    /// A lease could not be had. The parked calls are answered when nobody is left to serve them.
-    /// Returns the pause after which it makes sense to ask again.
-    pub(crate) fn fail_lease(self: &Arc<Self>, revision: i64, error: &Reject) -> Option<Duration> {
-        let mut state = self.lock();
-        if state.removed || state.definition.revision != revision {
-            return None;
-        }
-        state.requested = state.requested.saturating_sub(1);
-        if state.slots() == 0 {
-            if state.requested == 0 {
-                self.answer_all(&mut state, error);
-            }
-            return None;
-        }
-        let pause = error
-            .retry_after_ms
-            .map_or(LEASE_BACKOFF, Duration::from_millis);
-        state.backoff_until = Some(Instant::now() + pause);
-        Some(pause)
-    }
-
-    /// Looks again whether more workers are needed, after a pause.
-    pub(crate) fn ask_again(&self) {
-        self.ask(&mut self.lock());
-    }
-
-    /// Offers the worker back when it has rested long enough; otherwise says when to look again,
-    /// or None when it is gone.
-    pub(crate) fn offer_idle(&self, lease_id: u64) -> Option<Instant> {
-        let mut state = self.lock();
-        let rest = state.definition.policy.scalein_timeout;
-        let member = state
-            .members
-            .iter()
-            .find(|it| it.worker.lease_id == lease_id)?;
-        member.worker.upstream.sweep();
-        let now = Instant::now();
-        if member.active > 0 {
-            // At least a little pause, so that a timeout of zero does not spin.
-            return Some(now + rest.max(Duration::from_millis(10)));
-        }
-        let due = member.idle_since + rest;
-        if now < due {
-            return Some(due);
-        }
-        state.remove(lease_id);
-        self.hub.outbox.push(Event::WorkerIdle {
-            function: self.key.clone(),
-            lease_id,
-        });
-        None
-    }
-
     fn leave(&self, ticket: u64) {
         let mut state = self.lock();
         if let Some(at) = state
@@ -493,64 +318,6 @@ impl Function {
         {
             state.waiting.remove(at);
             self.hub.parked.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The right to one call on one worker; dropping it gives the slot to whoever waits longest.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    pub function: Arc<Function>,
-    pub worker: Arc<Worker>,
-    pub start: Start,
-    armed: bool,
-}
-
-impl Slot {
-    /// Drops the slot without giving it back: the caller has done so.
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if self.armed {
-            self.function.release(self.worker.lease_id);
-        }
-    }
-}
-
-/// A call that waits for a slot; dropping it leaves the line.
-#[derive(Debug)]
-pub(crate) struct Waiter {
-    function: Arc<Function>,
-    ticket: u64,
-    granted: oneshot::Receiver<Result<Slot, Reject>>,
-    in_line: bool,
-}
-
-impl Waiter {
-    /// Waits for a slot until the deadline.
-    pub(crate) async fn wait(mut self, deadline: Instant) -> Result<Slot, Reject> {
-        match tokio::time::timeout_at(deadline, &mut self.granted).await {
-            Ok(Ok(outcome)) => {
-                self.in_line = false;
-                outcome
-            }
-            Ok(Err(_)) => Err(Reject::new(503, "unavailable", "the gateway is stopping")),
-            Err(_) => {
-                let message = format!("no worker of {} became free in time", self.function.key);
-                Err(Reject::new(504, "queue_timeout", message))
-            }
-        }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if self.in_line {
-            self.function.leave(self.ticket);
         }
     }
 }

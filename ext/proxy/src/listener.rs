@@ -16,7 +16,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::guard::{GuardedStream, Limits, Link};
+use crate::guard::{GuardedStream, Limits};
+use crate::link::Link;
 use crate::plane::Core;
 use crate::service::handle;
 
@@ -113,7 +114,8 @@ async fn serve(core: Arc<Core>, stream: TcpStream, mut stop: watch::Receiver<boo
     });
     let connection = http1::Builder::new()
         .max_buf_size(PARSER_BUFFER_MAX.max(core.config.head_bytes_max + 8192))
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         // How a client's connection ends is told by the accounts of its calls.

@@ -215,3 +215,96 @@ pub(crate) fn splice(frames: VecDeque<Bytes>, at: &Range<usize>, name: &str) -> 
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scan(body: &[u8], pieces: usize) -> Option<Found> {
+        let mut scan = ModelScan::new();
+        body.chunks(pieces.max(1))
+            .find_map(|piece| scan.feed(piece))
+    }
+
+    fn model(name: &str, at: Range<usize>) -> Option<Found> {
+        Some(Found::Model {
+            name: name.to_owned(),
+            at,
+        })
+    }
+
+    #[test]
+    fn the_model_is_found_wherever_it_stands() {
+        for pieces in [1, 2, 3, 1000] {
+            assert_eq!(scan(br#"{"model":"a/b"}"#, pieces), model("a/b", 9..14));
+            assert_eq!(
+                scan(br#" { "x" : 1 , "model" : "m" }"#, pieces),
+                model("m", 23..26)
+            );
+            let nested = br#"{"a":{"model":"no"},"b":["}",{"model":1}],"model":"yes"}"#;
+            assert_eq!(scan(nested, pieces), model("yes", 50..55));
+            let escaped = br#"{"s":"\\\"model\":\"no\"","mo\u0064el":"a\/\u00e9"}"#;
+            assert!(matches!(scan(escaped, pieces),
+                Some(Found::Model { name, .. }) if name == "a/\u{e9}"));
+            assert_eq!(scan(br#"{"a":1,"b":true}"#, pieces), Some(Found::Absent));
+            assert_eq!(scan(b"{}", pieces), Some(Found::Absent));
+            assert_eq!(scan(br#"{"model": "cut"#, pieces), None);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_model_is_named() {
+        for body in [
+            "[1]",
+            "\"x\"",
+            "{x",
+            r#"{"model":3}"#,
+            r#"{"model":null}"#,
+            r#"{"a" 1}"#,
+        ] {
+            assert!(
+                matches!(scan(body.as_bytes(), 1000), Some(Found::Wrong(_))),
+                "{body}"
+            );
+        }
+        let deep = format!("{{\"a\":{}", "[".repeat(1000));
+        assert!(matches!(scan(deep.as_bytes(), 1000), Some(Found::Wrong(_))));
+    }
+
+    #[test]
+    fn a_splice_changes_only_the_value() {
+        let body = br#"{"a":1,"model":"old","b":2}"#;
+        for pieces in 1..body.len() {
+            let frames = body.chunks(pieces).map(Bytes::copy_from_slice).collect();
+            let Some(Found::Model { at, .. }) = scan(body, pieces) else {
+                panic!("no model")
+            };
+            let out: Vec<u8> = splice(frames, &at, "n\"w").into_iter().flatten().collect();
+            assert_eq!(out, br#"{"a":1,"model":"n\"w","b":2}"#);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let whole = scan(&body, 1000);
+            prop_assert_eq!(whole, scan(&body, 1));
+        }
+
+        #[test]
+        fn agrees_with_serde(key in "[a-z\"\\\\]{0,8}", value in ".{0,20}", name in ".{0,20}") {
+            let text = serde_json::json!({ key: value, "model": name }).to_string();
+            let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+            match scan(text.as_bytes(), 7) {
+                Some(Found::Model { name, at }) => {
+                    prop_assert_eq!(Some(name.as_str()), parsed["model"].as_str());
+                    let quoted: String = serde_json::from_str(&text[at]).unwrap();
+                    prop_assert_eq!(quoted, name);
+                }
+                other => prop_assert!(false, "{other:?} in {text}"),
+            }
+        }
+    }
+}

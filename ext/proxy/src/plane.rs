@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use crate::budget::RetryBudget;
 use crate::config::Config;
-use crate::dispatch::{Definition, Function, Hub, Worker};
+use crate::definition::Definition;
+use crate::dispatch::{Function, Hub, Worker};
 use crate::events::{Event, Outbox};
 use crate::listener;
 use crate::reply::{Reject, Reply, X_REQUEST_ID, text};

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
-use crate::guard::Link;
+use crate::link::Link;
 use crate::relay::RelayBody;
 
 /// An error as a client sees it.

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::dispatch::{Definition, Function, Hub};
+use crate::definition::Definition;
+use crate::dispatch::{Function, Hub};
 use crate::reply::Reject;
 
 /// All functions and the model names that lead to them.
@@ -177,4 +178,53 @@ fn percent_decode(text: &str) -> Option<String> {
         }
     }
     String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(path: &str) -> Option<Result<(String, String), u16>> {
+        split_call(path).map(|found| match found {
+            Ok((key, rest)) => Ok((key.into_owned(), rest.to_owned())),
+            Err(error) => Err(error.status),
+        })
+    }
+
+    fn found(key: &str, rest: &str) -> Option<Result<(String, String), u16>> {
+        Some(Ok((key.to_owned(), rest.to_owned())))
+    }
+
+    #[test]
+    fn a_path_names_a_function_and_keeps_its_rest() {
+        assert_eq!(split("/funccall/t/n/f"), found("t/n/f", ""));
+        assert_eq!(split("/funccall/t/n/f/"), found("t/n/f", "/"));
+        assert_eq!(
+            split("/funccall/t/n/f/a%2Fb//c"),
+            found("t/n/f", "/a%2Fb//c")
+        );
+        assert_eq!(split("/funccall/t/n/%66-1"), found("t/n/f-1", ""));
+        for path in [
+            "/funccall/",
+            "/funccall/t",
+            "/funccall/t/n",
+            "/funccall/t/n/",
+            "/funccall//n/f",
+        ] {
+            assert_eq!(split(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_name_is_refused() {
+        for name in [
+            "a%2Fb", "a%0Ab", "a%00", "%", "%4", "%zz", "..", ".a", "%ff", "a%20b", "~a",
+        ] {
+            assert_eq!(
+                split(&format!("/funccall/t/n/{name}/x")),
+                Some(Err(400)),
+                "{name}"
+            );
+        }
+    }
 }

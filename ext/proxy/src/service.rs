@@ -6,23 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::account::Account;
 use crate::call::{self, Call, Upload, declared_length};
 use crate::dispatch::Function;
-use crate::guard::Link;
 use crate::headers::request_id;
+use crate::link::Link;
 use crate::openai::{Found, ModelScan, splice};
 use crate::plane::Core;
 use crate::reply::{ErrorShape, Reject, Reply, X_REQUEST_ID, closing, reject, text};
 use crate::route::{is_name, split_call};
+use crate::tunnel;
 
 /// Answers one request of a client connection.
 pub(crate) async fn handle(
@@ -37,7 +39,10 @@ pub(crate) async fn handle(
     response.map(|reply| reply.holding(link))
 }
 
-async fn respond(core: &Core, link: &Link, request: Request<Incoming>) -> Response<Reply> {
+async fn respond(core: &Arc<Core>, link: &Link, mut request: Request<Incoming>) -> Response<Reply> {
+    let client = link
+        .wants_upgrade()
+        .then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let id = request_id(&parts.headers);
     if let Some(refusal) = link.refusal() {
@@ -68,7 +73,9 @@ async fn respond(core: &Core, link: &Link, request: Request<Incoming>) -> Respon
         }
         "/readyz" if is_read(&parts.method) => core.readiness(&id),
         "/funccall" | "/funccall/" => json_call(core, link, parts, body, &id).await,
-        _ if path.starts_with("/funccall/") => path_call(core, link, parts, body, &id).await,
+        _ if path.starts_with("/funccall/") => {
+            path_call(core, link, parts, body, client, &id).await
+        }
         _ if openai => openai_call(core, link, parts, body, &id).await,
         _ => call::control(core, parts, body, &id).await,
     };
@@ -92,10 +99,11 @@ fn is_read(method: &Method) -> bool {
 
 /// `* /funccall/{tenant}/{namespace}/{function}/{path...}`
 async fn path_call(
-    core: &Core,
+    core: &Arc<Core>,
     link: &Link,
     parts: Parts,
     body: Incoming,
+    client: Option<OnUpgrade>,
     id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
     let path = parts.uri.path();
@@ -118,6 +126,7 @@ async fn path_call(
         rest: body,
     };
     let account = open_account(core, function, id, &parts.method);
+    let protocol = parts.headers.get(UPGRADE).cloned();
     let call = Call {
         uri: worker_uri(&target)?,
         method: parts.method,
@@ -125,7 +134,10 @@ async fn path_call(
         upload,
         account,
     };
-    call::serve(core, link, call).await
+    match (client, protocol) {
+        (Some(client), Some(protocol)) => tunnel::serve(core, link, call, client, protocol).await,
+        _ => call::serve(core, link, call).await,
+    }
 }
 
 #[derive(Deserialize)]

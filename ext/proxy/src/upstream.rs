@@ -70,9 +70,7 @@ impl Upstream {
 
     /// Opens a new connection.
     pub(crate) async fn connect(&self, timeout: Duration) -> io::Result<Box<Line>> {
-        let socket = tokio::time::timeout(timeout, self.open())
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"))??;
+        let socket = self.dial(timeout).await?;
         let (sender, driver) = Builder::new()
             .handshake(TokioIo::new(socket))
             .await
@@ -82,6 +80,14 @@ impl Upstream {
             driver: Some(driver),
             reused: false,
         }))
+    }
+
+    /// A socket to the server, outside the pool.
+    pub(crate) async fn dial(&self, timeout: Duration) -> io::Result<Socket> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
+        tokio::time::timeout(timeout, self.open())
+            .await
+            .map_err(late)?
     }
 
     async fn open(&self) -> io::Result<Socket> {

@@ -11,9 +11,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -77,7 +78,7 @@ class Manager:
 
     def __init__(self, identity: Identity, parts: Parts, view: AgentView, folder: Path) -> None:
         self._view = view
-        self._folder = folder
+        self._folder = folder = folder.resolve()
         self._tools = Tools(
             node=identity.node,
             host=identity.host,
@@ -112,9 +113,12 @@ class Manager:
             pod = self._admit(request)
         elif not pod.key.same_function(request.key):
             raise BadRequest(f"pod {request.key.id} belongs to another function")
-        await pod.settled("start")
+        for verb in ("start", "adopted", "resume"):
+            await pod.settled(verb)
         if pod.state in TERMINAL:
             raise StartFailed(f"pod {pod.key.id} is {pod.state}: {pod.record.error or 'ended'}")
+        if pod.state != "Ready":
+            raise InvalidState(f"pod {pod.key.id} exists and is {pod.state}")
         return pod
 
     async def resume(
@@ -133,7 +137,8 @@ class Manager:
             pod.resume(new, room)
         elif pod.state not in ("Ready", "Standby", "Resuming"):
             raise InvalidState(f"pod {key.id} is {pod.state}; only Standby can be resumed")
-        await pod.settled("resume")
+        for verb in ("adopted", "resume"):
+            await pod.settled(verb)
         return pod
 
     async def terminate(self, key: PodKey) -> None:
@@ -167,13 +172,13 @@ class Manager:
             if not folder.is_dir():
                 continue
             record = records.load(folder)
-            if record is None:
-                shutil.rmtree(folder)
-                continue
             try:
-                await self._adopt(folder, record)
+                if record is not None:
+                    await self._adopt(folder, record)
+                else:
+                    await self._clear(folder, {})
             except InferxError as error:
-                log.error("pod %s cannot be adopted: %s", record.key.id, error)
+                log.error("pod %s cannot be adopted: %s", folder.name, error)
         keeper = Housekeeper(self._folder, self._live_ids, self._forget)
         self._housekeeper = asyncio.create_task(keeper.run(), name="housekeeping")
 
@@ -284,17 +289,34 @@ class Manager:
                 self._pods[pod.key.id] = pod
                 self._report(pod)
             return
-        pod = Pod(self._tools, folder, record)
-        pod.worker = await self._tools.runtime.adopt(record.key.id, record.worker)
+        try:
+            pod = Pod(self._tools, folder, record)
+        except InferxError as error:
+            log.error("pod %s has a record that is not understood: %s", record.key.id, error)
+            await self._clear(folder, record.worker)
+            return
+        pod.worker = await self._tools.runtime.adopt(folder, record.worker)
         self._pods[pod.key.id] = pod
         if pod.worker is None:
             pod.lost("the worker ended while the agent was away")
             return
+        first = "adopted"
         if record.state not in ("Standby", "Parking"):
             ledger = self._tools.ledger
-            ledger.promise(record.key.id, devices_of(pod.alloc), pod.alloc.vram_mb_per_device)
-            ledger.take(record.key.id)
-        pod.begin("adopted")
+            try:
+                ledger.promise(record.key.id, devices_of(pod.alloc), pod.alloc.vram_mb_per_device)
+                ledger.take(record.key.id, in_use=True)
+            except InferxError as error:
+                log.error("pod %s is ended, its GPU is not here: %s", record.key.id, error)
+                first = "terminate"
+        pod.begin(first)
+
+    async def _clear(self, folder: Path, worker_record: Mapping[str, Any]) -> None:
+        """End the worker of a folder that does not say what it is for, and remove the folder."""
+        worker = await self._tools.runtime.adopt(folder, worker_record)
+        if worker is not None:
+            await worker.stop(self._tools.grace_s)
+        shutil.rmtree(folder)
 
     def _log_of(self, key: PodKey) -> PodLog:
         """The log's place is found by the id; the rest of the key must fit what is known."""

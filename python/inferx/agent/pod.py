@@ -24,13 +24,15 @@ from inferx.agent.requests import Request, Requests
 from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
 from inferx.agent.spec import PodKey, devices_of, parse_alloc, parse_launch, sample_of
 from inferx.domain import cluster
-from inferx.errors import InferxError, InvalidState, StartFailed
+from inferx.errors import InferxError, InvalidState, NoCapacity, StartFailed
 
 log = logging.getLogger("inferx.agent.pod")
 
 TERMINAL = frozenset({"Terminated", "Failed"})
 RESUME_TIMEOUT_S = 30.0
 CLEANUP_GRACE_S = 1.0
+DRIVER_FREES_WITHIN_S = 10.0
+DRIVER_POLL_S = 0.1
 SHOWN_LOG_LINES = 20
 SHOWN_LOG_CHARS = 1500
 
@@ -183,7 +185,7 @@ class Pod:
         try:
             self._move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
-            self.tools.ledger.take(self.key.id)
+            await self._take()
             worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
             self._move("started", "loading")
             await self._prove(worker, sample_of(self.launch).loading_timeout_s)
@@ -199,23 +201,23 @@ class Pod:
         if worker is None:
             raise InvalidState(f"pod {self.key.id} has no worker to adopt")
         worker.exited.add_done_callback(self._on_exit)
-        self._note("adopted, probing")
+        if self.state == "Terminating":
+            await self._terminate(Room())
+            return
+        self._note("adopted")
         try:
             if self.state == "Creating":
                 self._move("started", "adopted while starting")
             if self.state in ("Loading", "Resuming", "Ready"):
                 await worker.thaw()
-                await self._prove(worker, sample_of(self.launch).loading_timeout_s)
+                again = self.state != "Loading"
+                await self._prove(worker, sample_of(self.launch).loading_timeout_s, again=again)
                 if self.state != "Ready":
                     self._move("probe_ok", "")
                 else:
                     self._note("adopted")
             elif self.state == "Parking":
                 await self._frozen(worker)
-            elif self.state == "Standby":
-                self._note("adopted")
-            else:
-                await self._terminate(Room())
         except InferxError as error:
             if self._ending.is_set():
                 raise
@@ -244,7 +246,7 @@ class Pod:
             raise InvalidState(f"pod {self.key.id} is {self.state}; only Standby can be resumed")
         try:
             await self._make_room(room)
-            self.tools.ledger.take(self.key.id)
+            await self._take()
         except InferxError:
             self.tools.ledger.release(self.key.id)
             raise
@@ -252,7 +254,7 @@ class Pod:
             self.record.start = "resume"
             self._move("resume", "resuming")
             await self.worker.thaw()
-            await self._prove(self.worker, RESUME_TIMEOUT_S)
+            await self._prove(self.worker, RESUME_TIMEOUT_S, again=True)
             self._move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
@@ -266,9 +268,9 @@ class Pod:
             if self.worker is not None:
                 await self.worker.stop(self.tools.grace_s)
         except InferxError as error:
-            # Something of it still lives: its VRAM stays counted, and the state says so.
+            # Something of it still lives: its VRAM stays counted, and the next request tries again.
             self.record.error = error.message
-            self._move("fail", "could not be ended")
+            self._note("could not be ended yet")
             raise
         self.tools.ledger.release(self.key.id)
         self._move("exited", "")
@@ -307,8 +309,23 @@ class Pod:
             self.tools.ledger.stay(room.ids)
             raise StartFailed(f"no room: {'; '.join(str(failure) for failure in failures)}")
 
-    async def _prove(self, worker: Worker, timeout_s: float) -> None:
-        probe = Probe(self.tools.client, self.launch, self.tools.host, self.record.port)
+    async def _take(self) -> None:
+        """Take the promised VRAM. A driver frees memory some time after its process has ended."""
+        deadline = time.monotonic() + DRIVER_FREES_WITHIN_S
+        while True:
+            try:
+                self.tools.ledger.take(self.key.id)
+                return
+            except NoCapacity:
+                real = self.tools.ledger.real_devices(devices_of(self.alloc))
+                if not real or time.monotonic() > deadline or self._ending.is_set():
+                    raise
+            await asyncio.sleep(DRIVER_POLL_S)
+
+    async def _prove(self, worker: Worker, timeout_s: float, *, again: bool = False) -> None:
+        """Wait for the probe; `again` for a worker that has been ready before."""
+        tools = self.tools
+        probe = Probe(tools.client, self.launch, tools.host, self.record.port, again=again)
         await prove(probe, worker, self._ending, timeout_s)
 
     async def _fail(self, error: InferxError) -> InferxError:
@@ -330,7 +347,10 @@ class Pod:
     def _end_as_failed(self, error: InferxError) -> None:
         self.record.error = error.message
         log.warning("pod %s failed: %s", self.key.id, error.message)
-        self._move("fail", error.message)
+        if self.state == "Terminating":
+            self._note(error.message)
+        else:
+            self._move("fail", error.message)
 
     def _move(self, event: str, reason: str) -> None:
         """The one place where the state changes: table, time, file, report."""
@@ -346,7 +366,11 @@ class Pod:
         self.record.reason = "; ".join(part for part in (reason, *notes) if part)
         if self.worker is not None:
             self.record.worker = self.worker.record
-        records.save(self.folder, self.record)
+        try:
+            records.save(self.folder, self.record)
+        except OSError as error:
+            # A full disk must not end workers; an older record still leads to the process.
+            log.error("pod %s: its record cannot be written: %s", self.key.id, error)
         log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
         self.tools.report(self)
 

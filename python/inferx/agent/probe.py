@@ -6,6 +6,7 @@ Must never start or stop a process; it only asks over HTTP until the answer is 2
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,11 +25,25 @@ ANSWER_SHOWN_BYTES = 300
 
 
 class Probe:
-    """Asks one worker; `last` says what the most recent try found."""
+    """Asks one worker; `last` says what the most recent try found.
 
-    def __init__(self, client: httpx.AsyncClient, spec: FunctionSpec, host: str, port: int) -> None:
+    With `again` the worker has been ready before and only has to show that it runs: a function
+    probed by Prompt is then asked for its health path, and may even not know that path.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        spec: FunctionSpec,
+        host: str,
+        port: int,
+        *,
+        again: bool = False,
+    ) -> None:
         self._client = client
         self._endpoint = spec.endpoint
+        self._by_prompt = spec.endpoint.probe_type == "Prompt"
+        self._again = again
         self._sample = sample_of(spec)
         self._base = f"{spec.endpoint.schema.lower()}://{host}:{port}"
         self._port = port
@@ -51,14 +66,16 @@ class Probe:
         self.tries += 1
         try_s = min(left_s, self._endpoint.probe_timeout_ms / 1000)
         try:
-            if self._endpoint.probe_type == "Prompt":
+            if self._by_prompt and not self._again:
                 return await self._ask_prompt(try_s, left_s)
             return await self._ask("GET", self._endpoint.probe, try_s)
         except httpx.ConnectError:
             self.last = f"nothing listens on port {self._port}"
         except (httpx.TimeoutException, TimeoutError):
             self._refused = False
-            self.last = f"no answer within {try_s * 1000:.0f} ms"
+            # A try that the end of the loading time cut short says less than the one before it.
+            if try_s >= self._endpoint.probe_timeout_ms / 1000 or self.tries == 1:
+                self.last = f"no answer within {try_s * 1000:.0f} ms"
         except httpx.HTTPError as error:
             self._refused = False
             self.last = f"{type(error).__name__}: {error}"
@@ -83,13 +100,18 @@ class Probe:
             async for piece in answer.aiter_bytes():
                 body += piece
                 # The first token proves a streaming worker; the rest of its text is not needed.
-                if answer.status_code == 200 or len(body) >= ANSWER_SHOWN_BYTES:
+                if self._satisfied(answer) or len(body) >= ANSWER_SHOWN_BYTES:
                     break
-            if answer.status_code == 200:
+            if self._satisfied(answer):
                 return True
             shown = body[:ANSWER_SHOWN_BYTES].decode("utf-8", errors="replace").strip()
             self.last = f"{method} /{path.lstrip('/')} answered {answer.status_code}: {shown}"
             return False
+
+    def _satisfied(self, answer: httpx.Response) -> bool:
+        if self._by_prompt and self._again:
+            return answer.status_code < 500
+        return answer.status_code == 200
 
     def _hint(self) -> str:
         if self._refused:
@@ -136,6 +158,8 @@ def prompt_body(sample: SampleQuery) -> Mapping[str, Any]:
 
 def new_client() -> httpx.AsyncClient:
     """The agent's HTTP client: direct (no proxy from the environment), no kept connections."""
+    # One line for each try would bury the rest of the agent's log.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # A worker's own certificate on loopback names nobody, so there is nothing to verify.
     return httpx.AsyncClient(
         trust_env=False,

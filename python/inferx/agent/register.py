@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
@@ -18,6 +19,8 @@ from inferx.rpc import ixmeta_pb2 as pb
 from inferx.rpc import ixmeta_pb2_grpc
 from inferx.rpc.client import call, channel
 
+# The generated stubs carry no types.
+StateStub: Any = ixmeta_pb2_grpc.IxMetaServiceStub
 log = logging.getLogger("inferx.agent.register")
 
 RETRY_FIRST_S = 0.1
@@ -42,7 +45,7 @@ class Registrar:
         while True:
             try:
                 async with channel(self._addrs[turn % len(self._addrs)]) as open_channel:
-                    stub = ixmeta_pb2_grpc.IxMetaServiceStub(open_channel)  # type: ignore[no-untyped-call]
+                    stub = StateStub(open_channel)
                     while True:
                         await self._put(stub)
                         if not self.registered.is_set():
@@ -51,13 +54,14 @@ class Registrar:
                         delay_s = RETRY_FIRST_S
                         await asyncio.sleep(CHECK_S)
             except InferxError as error:
-                level = logging.INFO if turn < len(self._addrs) else logging.WARNING
+                # At the start of a platform it is normal that the others are not there yet.
+                level = logging.WARNING if delay_s > 1 else logging.DEBUG
                 log.log(level, "node %s is not registered yet: %s", self._name, error.message)
             turn += 1
             await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 - only jitter
             delay_s = min(RETRY_MAX_S, delay_s * 2)
 
-    async def _put(self, stub: ixmeta_pb2_grpc.IxMetaServiceStub) -> None:
+    async def _put(self, stub: Any) -> None:
         wanted = self._node.to_raw()
         obj = pb.Obj(
             kind="node",

@@ -6,6 +6,7 @@ Must never accept a wrong type, and never drop what it does not know.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from inferx.domain.reader import Fields
 from inferx.errors import BadRequest
 
 MANIFEST_BYTES_MAX = 1 << 20
+DEPTH_MAX = 100
 
 Lookup = Callable[[Key], "Object[Any] | None"]
 
@@ -36,9 +38,23 @@ def parse_json(data: bytes | str) -> Any:
     def constant(name: str) -> None:
         raise BadRequest(f"manifest: {name} is not JSON")
 
+    def number(text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            raise BadRequest(f"manifest: {text} is too large a number")
+        return value
+
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        value = json.loads(
+            text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number
+        )
+        _check_depth(text, value)
+        if "\\ud" in text.lower():  # an escape may stand for half a character, which is no text
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise BadRequest("manifest: a \\u escape is half of a surrogate pair") from error
     except UnicodeDecodeError as error:
         raise BadRequest(f"manifest: not UTF-8 text (byte {error.start})") from error
     except RecursionError as error:
@@ -47,13 +63,39 @@ def parse_json(data: bytes | str) -> Any:
         raise BadRequest(f"manifest: not JSON: {error}") from error
 
 
+def _check_depth(text: str, value: Any) -> None:
+    """Refuse what nests so deeply that later steps could not walk it."""
+    if text.count("{") + text.count("[") <= DEPTH_MAX:
+        return
+    level = [value]
+    for _ in range(DEPTH_MAX):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise BadRequest(f"manifest: nested too deeply, more than {DEPTH_MAX} levels")
+
+
 def parse_manifest(data: bytes | str | Mapping[str, Any]) -> tuple[Object[Any], list[str]]:
     """An object and warnings (unknown fields with their path) from a manifest.
 
     Raises `BadRequest` naming the path of a wrong or missing field. The older form with `spec`
     beside the envelope is accepted and read as `object.spec`.
     """
-    value = parse_json(data) if isinstance(data, bytes | str) else data
+    if not isinstance(data, bytes | str):
+        try:  # what came from YAML or from code may hold what JSON has not: dates, infinity, ...
+            data = json.dumps(data, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadRequest(f"manifest: cannot be written as JSON: {error}") from error
+    return read_manifest(parse_json(data))
+
+
+def read_manifest(value: Any) -> tuple[Object[Any], list[str]]:
+    """Like `parse_manifest`, of a value that `parse_json` made."""
     warnings: list[str] = []
     envelope = Fields(value, "", warnings)
     kind_name = envelope.string("type")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inferx.domain.codec import parse_manifest
+from inferx.domain.codec import read_manifest
 from inferx.domain.meta import Key, Object
 from inferx.errors import AlreadyExists, Conflict, NotFound
 from inferx.rpc import convert, ixmeta_pb2
@@ -35,7 +35,7 @@ class Stored:
 
     def object(self) -> Object[Any]:
         """As a typed object."""
-        return parse_manifest({**self.manifest, "revision": self.revision})[0]
+        return read_manifest({**self.manifest, "revision": self.revision})[0]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,6 @@ mod restore;
 mod ring;
 
 pub use pull::{PullReport, check_device, save};
-pub use range::{DeviceRange, Loaded, load};
+pub use range::{DeviceRange, Loaded, Window, load};
 pub use restore::{Options, Placement, Report, restore};
 pub use ring::{Cancel, Ring};

@@ -8,35 +8,30 @@ use crate::image::{RegionClass, Snapshot};
 use crate::{Error, Result};
 use std::os::fd::OwnedFd;
 
-/// Mapped device memory; dropping it unmaps and frees it.
-pub struct DeviceRange<'d> {
+/// A mapping of memory that somebody else holds; dropping it unmaps.
+pub struct Window<'d> {
     device: &'d dyn Device,
     va: Va,
     len: u64,
-    /// `None` once it is freed, or before it is there.
-    phys: Option<Phys>,
     mapped: bool,
     reserved: bool,
 }
 
-impl<'d> DeviceRange<'d> {
-    /// Takes memory of at least `len` bytes, at the address `hint` when that is free.
-    pub fn allocate(device: &'d dyn Device, len: u64, hint: Option<Va>) -> Result<Self> {
-        let unit = device.info().granularity;
-        let len = round_up(len, unit).ok_or_else(|| Error::Invalid(format!("length {len}")))?;
+impl<'d> Window<'d> {
+    /// Maps all of `phys`, at the address `hint` when that is free.
+    pub fn open(device: &'d dyn Device, phys: &Phys, hint: Option<Va>) -> Result<Self> {
+        let len = phys.len();
         let va = device.reserve(len, hint)?;
-        let mut range = Self {
+        let mut window = Self {
             device,
             va,
             len,
-            phys: None,
             mapped: false,
             reserved: true,
         };
-        let phys = range.phys.insert(device.create(len, true)?);
         device.map(va, phys, Access::ReadWrite)?;
-        range.mapped = true;
-        Ok(range)
+        window.mapped = true;
+        Ok(window)
     }
 
     /// Address of the first byte.
@@ -44,26 +39,8 @@ impl<'d> DeviceRange<'d> {
         self.va
     }
 
-    /// Length in bytes, a multiple of the device's granularity.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Never true.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// A descriptor of the memory for another process.
-    pub fn export(&self) -> Result<OwnedFd> {
-        match &self.phys {
-            Some(phys) => self.device.export(phys),
-            None => Err(Error::Invalid("the memory is freed".into())),
-        }
-    }
-
-    /// Gives everything back and says when the device refuses, which dropping cannot.
-    pub fn free(mut self) -> Result<()> {
+    /// Unmaps and says when the device refuses, which dropping cannot.
+    pub fn close(mut self) -> Result<()> {
         self.give_back()
     }
 
@@ -71,10 +48,7 @@ impl<'d> DeviceRange<'d> {
     fn give_back(&mut self) -> Result<()> {
         let mut result = Ok(());
         if std::mem::take(&mut self.mapped) {
-            result = result.and(self.device.unmap(self.va, self.len));
-        }
-        if let Some(phys) = self.phys.take() {
-            result = result.and(self.device.release(phys));
+            result = self.device.unmap(self.va, self.len);
         }
         if std::mem::take(&mut self.reserved) {
             result = result.and(self.device.unreserve(self.va, self.len));
@@ -83,10 +57,81 @@ impl<'d> DeviceRange<'d> {
     }
 }
 
-impl Drop for DeviceRange<'_> {
+impl Drop for Window<'_> {
     fn drop(&mut self) {
         // A device that refuses to take its memory back is broken, and its next call says so.
         let _ = self.give_back();
+    }
+}
+
+/// Mapped device memory; dropping it unmaps and frees it.
+pub struct DeviceRange<'d> {
+    window: Window<'d>,
+    /// `None` once it was given on.
+    phys: Option<Phys>,
+}
+
+impl<'d> DeviceRange<'d> {
+    /// Takes memory of at least `len` bytes, at the address `hint` when that is free.
+    pub fn allocate(device: &'d dyn Device, len: u64, hint: Option<Va>) -> Result<Self> {
+        let phys = device.create(len, true)?;
+        match Window::open(device, &phys, hint) {
+            Ok(window) => Ok(Self {
+                window,
+                phys: Some(phys),
+            }),
+            Err(error) => device.release(phys).and(Err(error)),
+        }
+    }
+
+    /// Address of the first byte.
+    pub fn va(&self) -> Va {
+        self.window.va
+    }
+
+    /// Length in bytes, a multiple of the device's granularity.
+    pub fn len(&self) -> u64 {
+        self.window.len
+    }
+
+    /// Never true.
+    pub fn is_empty(&self) -> bool {
+        self.window.len == 0
+    }
+
+    /// A descriptor of the memory for another process.
+    pub fn export(&self) -> Result<OwnedFd> {
+        match &self.phys {
+            Some(phys) => self.window.device.export(phys),
+            None => Err(Error::Invalid("the memory was given on".into())),
+        }
+    }
+
+    /// Unmaps the memory and hands it on.
+    pub fn into_phys(mut self) -> Result<Phys> {
+        self.window.give_back()?;
+        self.phys
+            .take()
+            .ok_or_else(|| Error::Invalid("the memory was given on".into()))
+    }
+
+    /// Gives everything back and says when the device refuses, which dropping cannot.
+    pub fn free(mut self) -> Result<()> {
+        let unmapped = self.window.give_back();
+        let released = self
+            .phys
+            .take()
+            .map_or(Ok(()), |phys| self.window.device.release(phys));
+        unmapped.and(released)
+    }
+}
+
+impl Drop for DeviceRange<'_> {
+    fn drop(&mut self) {
+        if let Some(phys) = self.phys.take() {
+            // As in `Window`; memory that cannot be unmapped is still released.
+            let _ = (self.window.give_back(), self.window.device.release(phys));
+        }
     }
 }
 

@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 
+use super::hashing::hash_of;
 use super::node::Node;
 use super::request::{NodeSpec, PlaceError, Request, TypeSet};
-use super::state::{Device, DeviceKind, Free, Shape, States, UNLIMITED, hash_of, sort_devices};
+use super::resources::{Device, DeviceKind, Free, Shape, UNLIMITED, sort_devices};
+use super::state::States;
 
 /// A node of the cluster; stale once the node was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -49,10 +49,12 @@ impl Eq for Entry {}
 
 /// What the index needs to know of a state.
 pub(crate) trait Rating {
+    /// False when the request certainly does not fit; cheap.
+    fn may_fit(&self, states: &States, slot: u32) -> bool;
     /// At least the score, or `None` when the request does not fit.
-    fn bound(&mut self, states: &States, state: StateRef) -> Option<f32>;
+    fn bound(&mut self, state: StateRef) -> Option<f32>;
     /// The score.
-    fn exact(&mut self, states: &States, state: StateRef) -> Option<f32>;
+    fn exact(&mut self, state: StateRef) -> Option<f32>;
 }
 
 /// The index of one request.
@@ -84,7 +86,7 @@ impl Index {
                 return Some(top.state);
             } else {
                 let mut entry = self.heap.peek_mut()?;
-                match rating.exact(states, top.state) {
+                match rating.exact(top.state) {
                     Some(score) => (entry.score, entry.exact) = (score, true),
                     None => {
                         PeekMut::pop(entry);
@@ -141,7 +143,10 @@ impl Index {
     }
 
     fn enter(&mut self, states: &States, state: StateRef, rating: &mut impl Rating) {
-        if let Some(score) = rating.bound(states, state) {
+        if !rating.may_fit(states, state.slot) {
+            return;
+        }
+        if let Some(score) = rating.bound(state) {
             let tie = states.get(state.slot).tie;
             self.heap.push(Entry {
                 score,
@@ -158,7 +163,10 @@ impl Index {
         entries.clear();
         for (state, held) in states.iter_live() {
             self.seen[state.slot as usize] = state.generation;
-            if let Some(score) = rating.bound(states, state) {
+            if !rating.may_fit(states, state.slot) {
+                continue;
+            }
+            if let Some(score) = rating.bound(state) {
                 entries.push(Entry {
                     score,
                     exact: false,

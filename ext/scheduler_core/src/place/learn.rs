@@ -1,8 +1,9 @@
 //! Which requests are typical: counted as they arrive, known in advance, or both.
 //! Never forgets abruptly: old arrivals fade by halves, and the set is bounded.
 
+use super::hashing::{FastMap, hash_of};
 use super::request::{GpuShare, Request};
-use super::state::{DeviceKind, FastMap};
+use super::resources::DeviceKind;
 
 /// Arrivals after which the typical requests are drawn up for the first time.
 const FIRST_REFRESH: u64 = 64;
@@ -96,5 +97,5 @@ pub(crate) fn content_hash(request: &Request, kinds: &[DeviceKind]) -> u64 {
         },
     };
     let host = (request.cpu_millis, request.mem_mb, request.cache_mb);
-    super::state::hash_of(&(host, types, count, units))
+    hash_of(&(host, types, count, units))
 }

@@ -5,13 +5,16 @@
 //! and answers [`Placer::decide`] from an index that gives exactly the answer of a full scan.
 
 mod cluster;
+mod hashing;
 mod index;
 mod learn;
 mod node;
 mod placer;
 mod policies;
 mod potential;
+mod rating;
 mod request;
+mod resources;
 mod state;
 
 pub use cluster::{AllocId, Allocation, Cluster, NodeId, NodeView};

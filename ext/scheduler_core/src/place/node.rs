@@ -3,7 +3,7 @@
 
 use super::cluster::{AllocId, Cluster, NodeId};
 use super::request::{GpuShare, NoFit, NodeSpec, PlaceError, Request};
-use super::state::{DeviceKind, Free, UNLIMITED, sort_devices};
+use super::resources::{DeviceKind, Free, UNLIMITED, sort_devices};
 
 /// A node with what is left of it.
 #[derive(Clone, Debug)]
@@ -219,7 +219,7 @@ impl Cluster {
             }
             units = Some(need);
         }
-        if devices.len() != usize::from(gpu.count) {
+        if devices.len() != usize::from(gpu.count.max(1)) {
             return Err(PlaceError::BadDevices);
         }
         units.ok_or(PlaceError::BadDevices)

@@ -2,12 +2,14 @@
 //! Never acts: it says where a pod should go, and deducts it there when told to.
 
 use super::cluster::{AllocId, Cluster, NodeId};
-use super::index::{Index, Rating};
+use super::hashing::{FastMap, hash_of};
+use super::index::Index;
 use super::learn::{Learner, content_hash};
-use super::policies::{Policy, Scorer, Scratch, Yardstick};
-use super::potential::{Depth, Potential, TYPICAL_MAX, Weights, Worth};
+use super::policies::{Policy, Scorer, Yardstick};
+use super::potential::{Potential, TYPICAL_MAX, Weights};
+use super::rating::{AskRating, Rater};
 use super::request::{NoFit, PlaceError, Request};
-use super::state::{FastMap, Free, Shape, StateRef, States, hash_of};
+use super::resources::Ask;
 
 /// Heap entries that all indexes together may hold, about 32 bytes each.
 const ENTRIES_MAX: usize = 1 << 22;
@@ -24,26 +26,9 @@ pub struct Choice {
 /// One request that was asked for, with its index.
 #[derive(Clone, Debug)]
 struct Class {
-    request: Request,
+    ask: Ask,
     index: Index,
     used: u64,
-}
-
-/// What each state is worth, computed when first needed.
-#[derive(Clone, Debug)]
-struct Kept {
-    generation: u32,
-    version: u64,
-    worth: Worth,
-}
-
-/// Scores with all that they are computed from; apart from the indexes that ask for them.
-#[derive(Clone, Debug)]
-struct Rater {
-    scorer: Scorer,
-    version: u64,
-    kept: Vec<Option<Box<Kept>>>,
-    scratch: Scratch,
 }
 
 /// A cluster and the way to place pods on it.
@@ -70,7 +55,6 @@ impl Placer {
             potential,
             yardstick: Yardstick::default(),
         };
-        let scratch = Scratch::default();
         let mut cluster = Cluster::new();
         cluster.tagged = policy == Policy::GpuClustering;
         Placer {
@@ -78,12 +62,7 @@ impl Placer {
             learner: Learner::default(),
             stale: true,
             units_then: 0,
-            rater: Rater {
-                scorer,
-                version: 0,
-                kept: Vec::new(),
-                scratch,
-            },
+            rater: Rater::new(scorer),
             classes: Vec::new(),
             by_request: FastMap::default(),
             decisions: 0,
@@ -126,18 +105,21 @@ impl Placer {
             return self.scan(request);
         }
         let class = self.class_of(request);
-        let class = &mut self.classes[class];
-        class.used = self.decisions;
+        let Class { ask, index, used } = &mut self.classes[class];
+        *used = self.decisions;
         let cluster = &self.cluster;
-        let mut rating = RequestRating {
+        if ask.needs.len() != cluster.kinds.len() {
+            *ask = Ask::new(*request, &cluster.kinds);
+        }
+        let version = self.rater.version;
+        let mut rating = AskRating {
             rater: &mut self.rater,
             cluster,
-            request,
+            ask,
         };
-        let version = rating.rater.version;
-        let state = class.index.best(&cluster.states, version, &mut rating)?;
+        let state = index.best(&cluster.states, version, &mut rating)?;
         let node = cluster.states.get(state.slot).nodes.first()?.1;
-        self.choice(node, request)
+        self.choice(node, &Ask::new(*request, &self.cluster.kinds))
     }
 
     /// The definition of the decision: every ready node is scored afresh; the highest score wins,
@@ -192,17 +174,18 @@ impl Placer {
     }
 
     fn best_of(&mut self, request: &Request, slots: impl Iterator<Item = u32>) -> Option<Choice> {
+        let ask = Ask::new(*request, &self.cluster.kinds);
         let mut best: Option<(f32, u64, (u64, u32))> = None;
         for slot in slots {
             let node = self.cluster.node_at(slot);
             let free = node.canonical(&self.cluster.kinds, self.cluster.tagged);
-            let Some(score) = self.rater.fresh(&self.cluster, &free, request) else {
+            let Some(scored) = self.rater.fresh(&self.cluster, &free, &ask) else {
                 continue;
             };
             let score = match self.rater.scorer.policy {
                 Policy::Random(seed) => (hash_of(&(seed, self.decisions, node.key.0)) >> 40) as f32,
                 Policy::FirstFit => -(node.generation as f32),
-                _ => score,
+                _ => scored.score,
             };
             let tie = free.tie(&self.cluster.kinds, &self.cluster.shapes);
             let better = best.is_none_or(|best| {
@@ -213,13 +196,13 @@ impl Placer {
                 best = Some((score, tie, node.key));
             }
         }
-        self.choice(best?.2.1, request)
+        self.choice(best?.2.1, &ask)
     }
 
     /// The devices to take on a node that was chosen.
-    fn choice(&mut self, slot: u32, request: &Request) -> Option<Choice> {
+    fn choice(&mut self, slot: u32, ask: &Ask) -> Option<Choice> {
         let id = self.cluster.id_at(slot);
-        let Some(gpu) = request.gpu else {
+        let Some(gpu) = ask.request.gpu else {
             return Some(Choice {
                 node: id,
                 devices: Vec::new(),
@@ -227,10 +210,10 @@ impl Placer {
         };
         let node = self.cluster.node_at(slot);
         let free = node.canonical(&self.cluster.kinds, self.cluster.tagged);
-        let window = self.rater.window(&self.cluster, &free, request)?;
-        let candidates = &self.rater.scratch.candidates;
+        let window = self.rater.fresh(&self.cluster, &free, ask)?.window;
         let order = node.order(&self.cluster.kinds);
-        let taken = candidates.iter().skip(window).take(usize::from(gpu.count));
+        let taken = self.rater.candidates.iter().skip(window);
+        let taken = taken.take(usize::from(gpu.count.max(1)));
         let devices = taken
             .map(|position| order[usize::from(*position)])
             .collect();
@@ -242,7 +225,7 @@ impl Placer {
             return *class;
         }
         let fresh = Class {
-            request: *request,
+            ask: Ask::new(*request, &self.cluster.kinds),
             index: Index::default(),
             used: self.decisions,
         };
@@ -250,7 +233,7 @@ impl Placer {
         let oldest = (0..self.classes.len()).min_by_key(|class| self.classes[*class].used);
         let class = match oldest {
             Some(oldest) if self.classes.len() >= most => {
-                self.by_request.remove(&self.classes[oldest].request);
+                self.by_request.remove(&self.classes[oldest].ask.request);
                 self.classes[oldest] = fresh;
                 oldest
             }
@@ -308,105 +291,3 @@ const NO_WEIGHTS: Weights = Weights {
     scarcity: 0.0,
     best_fit: 0.0,
 };
-
-impl Rater {
-    fn has_worth(&self) -> bool {
-        self.scorer.policy.weights().is_some()
-    }
-
-    /// The exact score of what is left, with nothing taken from memory.
-    fn fresh(&mut self, cluster: &Cluster, free: &Free, request: &Request) -> Option<f32> {
-        self.scored(cluster, free, request).map(|scored| scored.0)
-    }
-
-    fn window(&mut self, cluster: &Cluster, free: &Free, request: &Request) -> Option<usize> {
-        self.scored(cluster, free, request).map(|scored| scored.1)
-    }
-
-    fn scored(
-        &mut self,
-        cluster: &Cluster,
-        free: &Free,
-        request: &Request,
-    ) -> Option<(f32, usize)> {
-        let worth = self.has_worth().then(|| self.scorer.potential.worth(free));
-        let nature = (
-            cluster.kinds.as_slice(),
-            &cluster.shapes[free.shape as usize],
-        );
-        let (scorer, scratch) = (&self.scorer, &mut self.scratch);
-        let scored = scorer.score(nature, free, worth.as_ref(), request, Depth::Exact, scratch)?;
-        Some((scored.score, scored.window))
-    }
-
-    /// The score of a listed state, from its kept worth.
-    fn listed(
-        &mut self,
-        (kinds, shapes): (&[super::state::DeviceKind], &[Shape]),
-        states: &States,
-        state: StateRef,
-        request: &Request,
-        depth: Depth,
-    ) -> Option<f32> {
-        let free = &states.get(state.slot).free;
-        free.check(request, kinds).ok()?;
-        let slot = state.slot as usize;
-        if self.has_worth() {
-            if self.kept.len() <= slot {
-                self.kept.resize(states.slots(), None);
-            }
-            let current = self.kept[slot].as_ref().is_some_and(|kept| {
-                kept.generation == state.generation && kept.version == self.version
-            });
-            if !current {
-                let worth = self.scorer.potential.worth(free);
-                let kept = Kept {
-                    generation: state.generation,
-                    version: self.version,
-                    worth,
-                };
-                match &mut self.kept[slot] {
-                    Some(held) => **held = kept,
-                    empty => *empty = Some(Box::new(kept)),
-                }
-            }
-        }
-        let worth = self
-            .kept
-            .get(slot)
-            .and_then(|kept| kept.as_ref())
-            .map(|kept| &kept.worth);
-        let nature = (kinds, &shapes[free.shape as usize]);
-        let scratch = &mut self.scratch;
-        let scored = self
-            .scorer
-            .score(nature, free, worth, request, depth, scratch)?;
-        Some(scored.score)
-    }
-}
-
-struct RequestRating<'a> {
-    rater: &'a mut Rater,
-    cluster: &'a Cluster,
-    request: &'a Request,
-}
-
-impl Rating for RequestRating<'_> {
-    fn bound(&mut self, states: &States, state: StateRef) -> Option<f32> {
-        let nature = (
-            self.cluster.kinds.as_slice(),
-            self.cluster.shapes.as_slice(),
-        );
-        self.rater
-            .listed(nature, states, state, self.request, Depth::Bound)
-    }
-
-    fn exact(&mut self, states: &States, state: StateRef) -> Option<f32> {
-        let nature = (
-            self.cluster.kinds.as_slice(),
-            self.cluster.shapes.as_slice(),
-        );
-        self.rater
-            .listed(nature, states, state, self.request, Depth::Exact)
-    }
-}

@@ -4,7 +4,7 @@
 use super::node::tag_of;
 use super::potential::{Depth, Potential, Weights, Worth};
 use super::request::{GpuShare, Request};
-use super::state::{DeviceKind, Free, Shape};
+use super::resources::{Ask, Free, Shape};
 
 /// How the best node is chosen among those that fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -105,48 +105,46 @@ pub(crate) struct Scored {
     pub window: usize,
 }
 
-/// Buffers that are used again, so that scoring does not allocate.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Scratch {
-    pub candidates: Vec<u8>,
-}
-
 impl Scorer {
     /// The score of a request on a state, or `None` when it does not fit. With
-    /// [`Depth::Bound`], a score that is at least the exact one.
+    /// [`Depth::Bound`], a score that is at least the exact one. `candidates` is a buffer; it
+    /// is left with the devices among which the window lies.
     pub fn score(
         &self,
-        (kinds, shape): (&[DeviceKind], &Shape),
-        free: &Free,
+        (free, shape): (&Free, &Shape),
         worth: Option<&Worth>,
-        request: &Request,
+        ask: &Ask,
         depth: Depth,
-        scratch: &mut Scratch,
+        candidates: &mut Vec<u8>,
     ) -> Option<Scored> {
-        free.check(request, kinds).ok()?;
-        let Some(gpu) = request.gpu else {
-            let score = self.rate(free, shape, worth, request, (&[], 0), depth);
+        if !free.fits_host(&ask.request) {
+            return None;
+        }
+        let units = free.units();
+        let state = Subject {
+            free,
+            shape,
+            units,
+            worth,
+        };
+        let Some(gpu) = ask.request.gpu else {
+            let score = self.rate(&state, &ask.request, (&[], 0), depth);
             return Some(Scored { score, window: 0 });
         };
-        free.candidates(kinds, &gpu, &mut scratch.candidates);
-        let candidates = &scratch.candidates;
-        let count = usize::from(gpu.count);
+        free.candidates(ask, candidates);
+        let last = usize::from(gpu.count.max(1)) - 1;
         let mut best: Option<Scored> = None;
-        for window in 0..(candidates.len() + 1).saturating_sub(count) {
-            let devices = &candidates[window..window + count];
-            let at = |index: usize| free.devices[usize::from(devices[index])];
-            if at(0).kind != at(count - 1).kind {
+        for (window, devices) in candidates.windows(last + 1).enumerate() {
+            let newest = free.devices[usize::from(devices[last])];
+            if free.devices[usize::from(devices[0])].kind != newest.kind {
                 continue;
             }
             // A window that only swaps a device for an equal one scores the same.
-            let newest = at(count - 1);
             if window > 0 && free.devices[usize::from(candidates[window - 1])] == newest {
                 continue;
             }
-            let Some(units) = kinds[usize::from(newest.kind)].need(&gpu) else {
-                continue;
-            };
-            let score = self.rate(free, shape, worth, request, (devices, units), depth);
+            let need = ask.needs[usize::from(newest.kind)];
+            let score = self.rate(&state, &ask.request, (devices, need), depth);
             if best.is_none_or(|best| score > best.score) {
                 best = Some(Scored { score, window });
             }
@@ -159,33 +157,32 @@ impl Scorer {
 
     fn rate(
         &self,
-        free: &Free,
-        shape: &Shape,
-        worth: Option<&Worth>,
+        state: &Subject<'_>,
         request: &Request,
         devices: (&[u8], u32),
         depth: Depth,
     ) -> f32 {
+        let Subject {
+            free,
+            shape,
+            units,
+            worth,
+        } = *state;
         let taken = devices.0.len() as u32 * devices.1;
+        let (cpu_left, units_left) = (free.cpu - request.cpu_millis, units - taken);
         if let Some(worth) = worth {
             let loss = self.potential.loss(free, worth, request, devices, depth);
             let spare = self
                 .potential
-                .spare(free, (shape.cpu, shape.units), request, taken);
+                .spare((cpu_left, shape.cpu), (units_left, shape.units));
             return -loss - spare;
         }
-        let units: u32 = free.devices.iter().map(|device| device.free).sum();
-        let cpu_all = self.yardstick.cpu.max(1) as f32;
-        let gpu_all = self.yardstick.units.max(1) as f32;
+        let of = |part: u32, all: u32| part as f32 / all.max(1) as f32;
+        let cpu = |part: u32| of(part, self.yardstick.cpu);
+        let gpu = |part: u32| of(part, self.yardstick.units);
         match self.policy {
-            Policy::BestFit => {
-                let cpu_left = (free.cpu - request.cpu_millis) as f32 / cpu_all;
-                -(cpu_left + (units - taken) as f32 / gpu_all)
-            }
-            Policy::DotProd => {
-                let cpu = free.cpu as f32 / cpu_all * (request.cpu_millis as f32 / cpu_all);
-                -(cpu + units as f32 / gpu_all * (taken as f32 / gpu_all))
-            }
+            Policy::BestFit => -(cpu(cpu_left) + gpu(units_left)),
+            Policy::DotProd => -(cpu(free.cpu) * cpu(request.cpu_millis) + gpu(units) * gpu(taken)),
             Policy::GpuClustering => clustering(free, request),
             Policy::GpuPacking => {
                 let in_use = units < shape.units || free.cpu < shape.cpu;
@@ -195,11 +192,20 @@ impl Scorer {
                     share && device.free * free.devices.len() as u32 != shape.units
                 });
                 // Within a class the fuller node first.
-                f32::from(u8::from(shared) * 2 + u8::from(in_use)) - units as f32 / gpu_all / 2.0
+                f32::from(u8::from(shared) * 2 + u8::from(in_use)) - gpu(units) / 2.0
             }
             _ => 0.0,
         }
     }
+}
+
+/// What is scored.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    free: &'a Free,
+    shape: &'a Shape,
+    units: u32,
+    worth: Option<&'a Worth>,
 }
 
 /// Only this kind of demand on the node, no GPU demand yet, this kind among others, others only.

@@ -11,7 +11,7 @@
 
 use super::learn::Typical;
 use super::request::Request;
-use super::state::{Device, DeviceKind, Free};
+use super::resources::{DeviceKind, Free};
 
 /// Typical requests that are looked at, in blocks that the compiler turns into vector code.
 pub(crate) const TYPICAL_MAX: usize = BLOCK * BLOCKS;
@@ -55,13 +55,17 @@ pub(crate) struct Potential {
     best_fit: f32,
 }
 
-/// What a state is worth to each typical request, and the parts from which that follows.
-#[derive(Clone, Debug)]
-pub(crate) struct Worth {
-    usable: Lanes,
-    eligible: Lanes,
-    value: Lanes,
+/// What a state is worth to one block of typical requests, and the parts from which it follows.
+#[derive(Clone, Copy, Debug, Default)]
+struct BlockWorth {
+    usable: Block,
+    eligible: Block,
+    value: Block,
 }
+
+/// What a state is worth to each typical request; the heaviest lie together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Worth([BlockWorth; BLOCKS]);
 
 /// How much of the worth to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,23 +146,24 @@ impl Potential {
 
     /// What a state is worth.
     pub fn worth(&self, free: &Free) -> Worth {
-        let mut worth = Worth {
-            usable: NOTHING,
-            eligible: NOTHING,
-            value: NOTHING,
-        };
+        let mut worth = Worth::default();
         let Some(first) = free.devices.first() else {
             return worth;
         };
-        for block in 0..self.blocks {
-            let (usable, eligible) = (&mut worth.usable[block], &mut worth.eligible[block]);
+        for (block, out) in worth.0.iter_mut().enumerate().take(self.blocks) {
             for device in free.devices.iter().filter(|device| device.contexts > 0) {
                 let need = &self.kinds[usize::from(device.kind)].need[block];
-                add_device(device.free as f32, need, 1.0, usable, eligible);
+                add_device(
+                    device.free as f32,
+                    need,
+                    1.0,
+                    &mut out.usable,
+                    &mut out.eligible,
+                );
             }
             let host = (free.cpu as f32, free.mem as f32);
             let kind = usize::from(first.kind);
-            worth.value[block] = self.values(block, kind, host, usable, eligible);
+            out.value = self.values(block, kind, host, &out.usable, &out.eligible);
         }
         worth
     }
@@ -227,8 +232,11 @@ impl Potential {
         };
         let mut sum = [0.0; BLOCK];
         for block in 0..blocks {
-            let mut usable = worth.usable[block];
-            let mut eligible = worth.eligible[block];
+            let BlockWorth {
+                mut usable,
+                mut eligible,
+                value: before,
+            } = worth.0[block];
             for position in devices {
                 let device = &free.devices[usize::from(*position)];
                 let need = &self.kinds[usize::from(device.kind)].need[block];
@@ -239,7 +247,6 @@ impl Potential {
                 }
             }
             let after = self.values(block, kind, host, &usable, &eligible);
-            let before = &worth.value[block];
             for lane in 0..BLOCK {
                 let lost = before[lane] - after[lane];
                 sum[lane] += if lost > 0.0 { lost } else { 0.0 };
@@ -249,15 +256,9 @@ impl Potential {
     }
 
     /// The best-fit term: how much of the node would still be free.
-    pub fn spare(&self, free: &Free, shape: (u32, u32), request: &Request, taken: u32) -> f32 {
-        if self.best_fit == 0.0 {
-            return 0.0;
-        }
-        let units: u32 = free.devices.iter().map(|device: &Device| device.free).sum();
-        let (cpu, all) = shape;
-        let cpu_part = (free.cpu - request.cpu_millis) as f32 / cpu.max(1) as f32;
-        let gpu_part = (units - taken) as f32 / all.max(1) as f32;
-        self.best_fit * (cpu_part + gpu_part)
+    pub fn spare(&self, cpu: (u32, u32), units: (u32, u32)) -> f32 {
+        let part = |(left, all): (u32, u32)| left as f32 / all.max(1) as f32;
+        self.best_fit * (part(cpu) + part(units))
     }
 }
 

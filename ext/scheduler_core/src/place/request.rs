@@ -29,7 +29,7 @@ pub enum GpuShare {
 /// The GPUs that a request needs, all on one node and all of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GpuRequest {
-    /// Number of distinct devices, at least one.
+    /// Number of distinct devices; zero reads as one.
     pub count: u8,
     /// What is taken of each of them.
     pub share: GpuShare,

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 log = logging.getLogger("inferx.agent.limits")
 
 ROOT = Path("/sys/fs/cgroup")
-CPU_PERIOD_US = 100_000
 REMOVE_TRIES = 100
 REMOVE_RETRY_S = 0.01
 # An address space limit (RLIMIT_AS) is no substitute: CUDA reserves far more than it uses.
@@ -29,24 +27,34 @@ class Limits:
         self.notes = tuple(notes)
 
     @classmethod
-    def create(cls, pod_id: str, cpu_millis: int, mem_mb: int) -> Limits:
-        """Make the groups for these limits; 0 means no limit."""
+    def create(cls, name: str, cpu_millis: int, mem_mb: int) -> Limits:
+        """Make the groups for these limits; 0 means no limit.
+
+        Memory is a hard limit. CPU is a share: what is idle may be used, so that loading a model
+        is not slowed down, and under contention each worker gets its part.
+        """
         limits = cls()
         notes = []
-        quota_us = cpu_millis * CPU_PERIOD_US // 1000
-        if cpu_millis and cpu_millis < 1000 * (os.cpu_count() or 1):
-            v2 = {"cpu.max": f"{quota_us} {CPU_PERIOD_US}"}
-            v1 = {"cpu.cfs_period_us": str(CPU_PERIOD_US), "cpu.cfs_quota_us": str(quota_us)}
-            if not limits._add("cpu", pod_id, v2, v1):
+        if cpu_millis:
+            v2 = {"cpu.weight": str(_clamp(cpu_millis * 100 // 1000, 1, 10_000))}
+            v1 = {"cpu.shares": str(_clamp(cpu_millis * 1024 // 1000, 2, 262_144))}
+            if not limits._add("cpu", name, v2, v1):
                 notes.append(UNENFORCED.format("CPU", f"{cpu_millis} millicores"))
         if mem_mb:
             size = str(mem_mb << 20)
             if not limits._add(
-                "memory", pod_id, {"memory.max": size}, {"memory.limit_in_bytes": size}
+                "memory", name, {"memory.max": size}, {"memory.limit_in_bytes": size}
             ):
                 notes.append(UNENFORCED.format("memory", f"{mem_mb} MB"))
         limits.notes = tuple(notes)
         return limits
+
+    @classmethod
+    def existing(cls, name: str) -> Limits:
+        """The groups of that name which an earlier agent made."""
+        parents = {_own_group(controller)[0] for controller in ("cpu", "memory")} - {None}
+        folders = [parent / name for parent in parents if parent is not None]
+        return cls(str(folder) for folder in folders if folder.is_dir())
 
     def add(self, pid: int) -> None:
         """Put a process (and what it starts from now on) under the limits."""
@@ -68,6 +76,18 @@ class Limits:
                 continue
         return found
 
+    def out_of_memory(self) -> str:
+        """A sentence when the kernel killed something for the memory limit, else nothing."""
+        for folder in self.folders:
+            for name in ("memory.events", "memory.oom_control"):
+                try:
+                    lines = (folder / name).read_text().splitlines()
+                except FileNotFoundError:
+                    continue
+                if any(line.startswith("oom_kill ") and line[9:] != "0" for line in lines):
+                    return "over its memory limit, resources.Mem"
+        return ""
+
     async def remove(self) -> None:
         """Remove the groups; their processes must be gone."""
         for folder in self.folders:
@@ -84,15 +104,15 @@ class Limits:
                 log.warning("control group %s is still in use and stays behind", folder)
         self.folders = []
 
-    def _add(self, controller: str, pod_id: str, v2: dict[str, str], v1: dict[str, str]) -> bool:
+    def _add(self, controller: str, name: str, v2: dict[str, str], v1: dict[str, str]) -> bool:
         parent, is_v2 = _own_group(controller)
         if parent is None:
             return False
-        folder = parent / f"inferx-{pod_id}"
+        folder = parent / name
         try:
             folder.mkdir(exist_ok=True)
-            for name, value in (v2 if is_v2 else v1).items():
-                (folder / name).write_text(value)
+            for file, value in (v2 if is_v2 else v1).items():
+                (folder / file).write_text(value)
         except OSError:
             # Read-only, no permission, or the controller is not delegated: all the same to us.
             _rmdir(folder)
@@ -120,6 +140,10 @@ def _inside(mount: Path, path: str) -> Path | None:
         if (folder / "cgroup.procs").exists():
             return folder
     return None
+
+
+def _clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(high, value))
 
 
 def _rmdir(folder: Path) -> None:

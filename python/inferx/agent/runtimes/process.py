@@ -26,6 +26,8 @@ from inferx.errors import BadRequest, InferxError, StartFailed
 
 KILL_BOUND_S = 10.0
 GONE_POLL_S = 0.01
+# Names the pod beyond doubt: its folder is locked by one agent.
+FOLDER = "INFERX_POD_DIR"
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
 
 
@@ -96,12 +98,13 @@ class ProcessWorker:
             info = None  # adopted: its end is visible, its code only to its parent
         if self.exited.done():
             return
+        note = self._limits.out_of_memory()
         if info is None:
-            self.exited.set_result(Exit())
+            self.exited.set_result(Exit(note=note))
         elif info.si_code == os.CLD_EXITED:
-            self.exited.set_result(Exit(code=info.si_status))
+            self.exited.set_result(Exit(code=info.si_status, note=note))
         else:
-            self.exited.set_result(Exit(signal=info.si_status))
+            self.exited.set_result(Exit(signal=info.si_status, note=note))
 
     def _signal_group(self, number: signal.Signals) -> None:
         if not self._owned():
@@ -184,7 +187,7 @@ class ProcessRuntime:
     async def start(self, spec: WorkerSpec) -> ProcessWorker:
         argv, environment = command_of(spec, self._inherited)
         limits = await asyncio.to_thread(
-            Limits.create, spec.pod_id, spec.alloc.cpu_millis, spec.alloc.mem_mb
+            Limits.create, _group_name(spec.folder), spec.alloc.cpu_millis, spec.alloc.mem_mb
         )
         try:
             popen = await asyncio.to_thread(self._spawn, argv, environment, spec.folder)
@@ -201,16 +204,18 @@ class ProcessRuntime:
             raise StartFailed(f"process {popen.pid} was reaped by somebody else")
         return ProcessWorker(popen.pid, found.start_ticks, pidfd, limits, popen)
 
-    async def adopt(self, pod_id: str, record: Mapping[str, Any]) -> ProcessWorker | None:
+    async def adopt(self, folder: Path, record: Mapping[str, Any]) -> ProcessWorker | None:
+        limits = Limits(record.get("cgroups", ()), record.get("notes", ()))
         if not record:
-            started = await asyncio.to_thread(procfs.find_leader, f"INFERX_POD={pod_id}")
+            limits = Limits.existing(_group_name(folder))
+            started = await asyncio.to_thread(procfs.find_leader, f"{FOLDER}={folder}")
             if started is None:
+                await limits.remove()
                 return None
             record = {"pid": started.pid, "start_ticks": started.start_ticks}
         elif record.get("boot_id") != procfs.boot_id():
             return None
         pid, start_ticks = int(record["pid"]), int(record["start_ticks"])
-        limits = Limits(record.get("cgroups", ()), record.get("notes", ()))
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -221,8 +226,9 @@ class ProcessRuntime:
         if found is not None and found.start_ticks == start_ticks and found.state not in "ZX":
             return ProcessWorker(pid, start_ticks, pidfd, limits)
         os.close(pidfd)
-        if found is None or found.start_ticks == start_ticks:
-            await _end_orphans(pid, start_ticks, limits)
+        # With the number given to a foreign process, nothing of our session can be left.
+        reused = found is not None and found.start_ticks != start_ticks
+        await _end_orphans(None if reused else pid, start_ticks, limits)
         return None
 
     def _spawn(
@@ -243,7 +249,12 @@ class ProcessRuntime:
             os.close(output)
 
 
-async def _end_orphans(pgid: int, start_ticks: int, limits: Limits) -> None:
+def _group_name(folder: Path) -> str:
+    """The same for every agent that uses this folder, and for no other folder."""
+    return f"inferx-{folder.name}-{folder.stat().st_ino:x}"
+
+
+async def _end_orphans(pgid: int | None, start_ticks: int, limits: Limits) -> None:
     """End what a leader that died unseen left behind in its own session."""
     deadline = time.monotonic() + KILL_BOUND_S
     while left := _orphans(pgid, start_ticks) | limits.pids():
@@ -258,8 +269,8 @@ async def _end_orphans(pgid: int, start_ticks: int, limits: Limits) -> None:
     await limits.remove()
 
 
-def _orphans(pgid: int, start_ticks: int) -> set[int]:
-    members = procfs.group_members(pgid)
+def _orphans(pgid: int | None, start_ticks: int) -> set[int]:
+    members = procfs.group_members(pgid) if pgid is not None else []
     return {found.pid for found in members if found.start_ticks >= start_ticks}
 
 
@@ -270,6 +281,7 @@ def command_of(spec: WorkerSpec, inherited: Mapping[str, str]) -> tuple[list[str
         "PORT": str(spec.port),
         "INFERX_PORT": str(spec.port),
         "INFERX_POD": spec.pod_id,
+        FOLDER: str(spec.folder),
         "INFERX_PYTHON": sys.executable,
         # Empty hides every GPU: a pod without devices must not find the others' ones.
         "NVIDIA_VISIBLE_DEVICES": devices or "void",

@@ -22,14 +22,16 @@ class Exit:
 
     code: int | None = None
     signal: int | None = None
+    note: str = ""  # what else is known about the reason
 
     def __str__(self) -> str:
+        how = "exited"
         if self.signal is not None:
-            try:
-                return f"killed by {signal.Signals(self.signal).name}"
-            except ValueError:
-                return f"killed by signal {self.signal}"
-        return f"exited with code {self.code}" if self.code is not None else "exited"
+            names = {number.value: number.name for number in signal.Signals}
+            how = f"killed by {names.get(self.signal, f'signal {self.signal}')}"
+        elif self.code is not None:
+            how = f"exited with code {self.code}"
+        return f"{how} ({self.note})" if self.note else how
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Runtime(Protocol):
     async def start(self, spec: WorkerSpec) -> Worker:
         """Start it; raises StartFailed with the reason."""
 
-    async def adopt(self, pod_id: str, record: Mapping[str, Any]) -> Worker | None:
+    async def adopt(self, folder: Path, record: Mapping[str, Any]) -> Worker | None:
         """The running worker of a record, or None when it is gone (nothing is left of it then).
 
-        An empty record means that the agent ended while it was starting the worker.
+        An empty record means that it was never written: the worker of that folder is looked for.
         """

@@ -1,0 +1,157 @@
+//! What happens to a function and its workers from outside: updates, leases, failures, rest.
+//! Must never end a call in flight; a worker that goes finishes what it has.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Function, Member, State, Worker};
+use crate::definition::Definition;
+use crate::events::Event;
+use crate::reply::Reject;
+
+/// Pause before more workers are asked for when a request for one was refused.
+const LEASE_BACKOFF: Duration = Duration::from_secs(1);
+
+impl Function {
+    /// Replaces the definition. Parked calls stay; workers of an older revision serve what they have.
+    pub(crate) fn update(self: &Arc<Self>, definition: Definition) {
+        let mut state = self.lock();
+        let disabled = definition.disabled.clone();
+        if definition.revision != state.definition.revision {
+            state.requested = 0;
+            state.backoff_until = None;
+            state
+                .members
+                .iter_mut()
+                .for_each(|member| member.retiring = true);
+        }
+        state.definition = Arc::new(definition);
+        self.settle(&mut state);
+        if let Some(reason) = disabled {
+            self.answer_all(&mut state, &Reject::new(403, "disabled", reason));
+        }
+        self.ask(&mut state);
+    }
+
+    /// Ends the function: those who wait are told, workers finish what they have.
+    pub(crate) fn remove(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.removed = true;
+        state.requested = 0;
+        state
+            .members
+            .iter_mut()
+            .for_each(|member| member.retiring = true);
+        self.settle(&mut state);
+        self.answer_all(&mut state, &Reject::function_not_found(&self.key));
+    }
+
+    fn answer_all(&self, state: &mut State, error: &Reject) {
+        for parked in state.waiting.drain(..) {
+            self.hub.parked.fetch_sub(1, Ordering::Relaxed);
+            // A call that is gone needs no answer.
+            let _ = parked.grant.send(Err(error.clone()));
+        }
+    }
+
+    /// Takes in a worker; false when it is not wanted any more (its revision is not the current one).
+    pub(crate) fn add_worker(self: &Arc<Self>, worker: Arc<Worker>, revision: i64) -> bool {
+        let mut state = self.lock();
+        if state.removed || state.definition.revision != revision {
+            return false;
+        }
+        state.requested = state.requested.saturating_sub(1);
+        state.backoff_until = None;
+        self.stats.count_start(worker.start);
+        let idle_since = Instant::now();
+        state.members.push(Member {
+            worker,
+            active: 0,
+            idle_since,
+            retiring: false,
+        });
+        self.hand_out(&mut state);
+        self.ask(&mut state);
+        true
+    }
+
+    /// Takes a worker out of rotation; its calls in flight go on. False when it was not there.
+    pub(crate) fn remove_worker(self: &Arc<Self>, lease_id: u64) -> bool {
+        let mut state = self.lock();
+        let removed = state.remove(lease_id).is_some();
+        if removed {
+            self.ask(&mut state);
+        }
+        removed
+    }
+
+    /// Takes a worker that failed out of rotation and reports it, once.
+    pub(crate) fn eject(self: &Arc<Self>, lease_id: u64, reason: String) {
+        let mut state = self.lock();
+        if state.remove(lease_id).is_some() {
+            let function = self.key.clone();
+            self.hub.outbox.push(Event::WorkerFailed {
+                function,
+                lease_id,
+                reason,
+            });
+            self.ask(&mut state);
+        }
+    }
+
+    /// A lease could not be had. The parked calls are answered when nobody is left to serve them.
+    /// Returns the pause after which it makes sense to ask again.
+    pub(crate) fn fail_lease(self: &Arc<Self>, revision: i64, error: &Reject) -> Option<Duration> {
+        let mut state = self.lock();
+        if state.removed || state.definition.revision != revision {
+            return None;
+        }
+        state.requested = state.requested.saturating_sub(1);
+        if state.slots() == 0 {
+            if state.requested == 0 {
+                self.answer_all(&mut state, error);
+            }
+            return None;
+        }
+        let pause = error
+            .retry_after_ms
+            .map_or(LEASE_BACKOFF, Duration::from_millis);
+        state.backoff_until = Some(Instant::now() + pause);
+        Some(pause)
+    }
+
+    /// Looks again whether more workers are needed, after a pause.
+    pub(crate) fn ask_again(&self) {
+        self.ask(&mut self.lock());
+    }
+
+    /// Offers the worker back when it has rested long enough; otherwise says when to look again,
+    /// or None when it is gone.
+    pub(crate) fn offer_idle(&self, lease_id: u64) -> Option<Instant> {
+        let mut state = self.lock();
+        let rest = state.definition.policy.scalein_timeout;
+        let member = state
+            .members
+            .iter()
+            .find(|it| it.worker.lease_id == lease_id)?;
+        member.worker.upstream.sweep();
+        let now = Instant::now();
+        if member.active > 0 {
+            // At least a little pause, so that a timeout of zero does not spin.
+            return Some(now + rest.max(Duration::from_millis(10)));
+        }
+        let due = member.idle_since + rest;
+        if now < due {
+            return Some(due);
+        }
+        state.remove(lease_id);
+        self.hub.outbox.push(Event::WorkerIdle {
+            function: self.key.clone(),
+            lease_id,
+        });
+        None
+    }
+}

@@ -1,0 +1,252 @@
+//! `Core`: everything the scheduler knows, and the order in which it settles what changed.
+//! It must never act by itself; each verb ends in `settle`, deeds are left in `effects`.
+
+mod announce;
+mod check;
+mod facts;
+mod grant;
+mod life;
+pub mod model;
+mod outcome;
+mod plan;
+mod room;
+mod tick;
+pub mod timers;
+pub mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::lease::Leases;
+use crate::nodes::{Node, NodeId};
+use crate::pod::{Event, next};
+use crate::queue::Tickets;
+use model::{Config, Effect, FuncId, FuncKey, Function, Pod, PodIx, PodRef, Tenant};
+use timers::{Timer, Timers};
+
+/// Deeds counted since the start of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub starts_cold: u64,
+    pub starts_resume: u64,
+    pub starts_failed: u64,
+    pub parks: u64,
+    pub terminations: u64,
+    pub grants_warm: u64,
+    pub grants_waited: u64,
+    pub refusals: u64,
+    pub leases_expired: u64,
+}
+
+/// The scheduler core. All times are milliseconds of one monotonic clock that the caller owns.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    pod_counter: u64,
+    order_counter: u64,
+    func_counter: u32,
+    node_counter: u32,
+    func_ids: BTreeMap<FuncKey, FuncId>,
+    functions: BTreeMap<FuncId, Function>,
+    tenants: BTreeMap<String, Tenant>,
+    namespaces_disabled: BTreeSet<(String, String)>,
+    node_ids: BTreeMap<String, NodeId>,
+    nodes: BTreeMap<NodeId, Node>,
+    pods_on: BTreeMap<NodeId, BTreeSet<PodIx>>,
+    pod_ids: BTreeMap<String, PodIx>,
+    pods: BTreeMap<PodIx, Pod>,
+    /// Pods that ended here, with the time of the last order to end them: late news of them is
+    /// answered with another such order instead of adopting them.
+    tombstones: BTreeMap<String, u64>,
+    tombstone_order: std::collections::VecDeque<String>,
+    leases: Leases,
+    tickets: Tickets,
+    gateways: BTreeMap<i64, u64>,
+    timers: Timers,
+    /// Functions to look at before the verb returns.
+    dirty: BTreeSet<FuncId>,
+    /// Functions that want more than they have; looked at again when resources may be free.
+    unmet: BTreeSet<FuncId>,
+    capacity_changed: bool,
+    effects: Vec<Effect>,
+    counters: Counters,
+}
+
+impl Core {
+    /// An empty core.
+    pub fn new(config: Config) -> Core {
+        let leases = Leases::new(&config.pod_id_prefix);
+        Core {
+            config,
+            pod_counter: 0,
+            order_counter: 0,
+            func_counter: 0,
+            node_counter: 0,
+            func_ids: BTreeMap::new(),
+            functions: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            namespaces_disabled: BTreeSet::new(),
+            node_ids: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            pods_on: BTreeMap::new(),
+            pod_ids: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
+            tombstone_order: std::collections::VecDeque::new(),
+            leases,
+            tickets: Tickets::default(),
+            gateways: BTreeMap::new(),
+            timers: Timers::default(),
+            dirty: BTreeSet::new(),
+            unmet: BTreeSet::new(),
+            capacity_changed: false,
+            effects: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The deeds decided since the last call, in order.
+    pub fn effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Looks again at every function that a verb touched, those whose ticket waits longest first,
+    /// and at all that lack something when resources may have become free.
+    fn settle(&mut self, now_ms: u64) {
+        loop {
+            if std::mem::take(&mut self.capacity_changed) {
+                self.dirty.extend(self.unmet.iter().copied());
+            }
+            if self.dirty.is_empty() {
+                return;
+            }
+            let batch = std::mem::take(&mut self.dirty);
+            let mut batch: Vec<FuncId> = batch.into_iter().collect();
+            batch.sort_by_key(|func| (self.tickets.oldest(*func).map_or(u64::MAX, |t| t.0), *func));
+            for func in batch {
+                self.serve(now_ms, func);
+            }
+        }
+    }
+
+    /// Moves a pod along the one table; an illegal step is an error of this crate.
+    fn apply(&mut self, now_ms: u64, ix: PodIx, event: Event) {
+        let pod = self
+            .pods
+            .get_mut(&ix)
+            .expect("an event for a pod that is gone");
+        let state = next(pod.state, event).unwrap_or_else(|why| panic!("pod {}: {why}", pod.id));
+        if state != pod.state {
+            pod.state = state;
+            pod.since_ms = now_ms;
+            pod.reason.clear();
+        }
+    }
+
+    fn pod(&self, ix: PodIx) -> &Pod {
+        &self.pods[&ix]
+    }
+
+    fn pod_mut(&mut self, ix: PodIx) -> &mut Pod {
+        self.pods.get_mut(&ix).expect("a pod that is gone")
+    }
+
+    fn pod_ref(&self, ix: PodIx) -> PodRef {
+        let pod = self.pod(ix);
+        PodRef {
+            pod_id: pod.id.clone(),
+            node: self.nodes[&pod.node].name.clone(),
+            key: self.functions[&pod.func].key.clone(),
+            revision: pod.revision,
+            order: 0,
+        }
+    }
+
+    /// A reference with a new order number; outcomes of older orders no longer count.
+    fn order_ref(&mut self, ix: PodIx) -> PodRef {
+        self.order_counter += 1;
+        let order = self.order_counter;
+        self.pod_mut(ix).order = order;
+        PodRef {
+            order,
+            ..self.pod_ref(ix)
+        }
+    }
+
+    fn func_id(&mut self, key: &FuncKey) -> FuncId {
+        if let Some(id) = self.func_ids.get(key) {
+            return *id;
+        }
+        self.func_counter += 1;
+        let id = FuncId(self.func_counter);
+        self.func_ids.insert(key.clone(), id);
+        let function = Function {
+            key: key.clone(),
+            revision: 0,
+            spec: model::Spec::default(),
+            policy: model::Policy::default(),
+            present: false,
+            pods: BTreeSet::new(),
+            backoff: model::Backoff::default(),
+            waiting_for: None,
+        };
+        self.functions.insert(id, function);
+        id
+    }
+
+    /// Forgets a deleted function once nothing of it is left.
+    fn forget_function(&mut self, func: FuncId) {
+        let Some(function) = self.functions.get(&func) else {
+            return;
+        };
+        if !function.present && function.pods.is_empty() && self.tickets.waiting(func) == 0 {
+            self.func_ids.remove(&function.key);
+            self.functions.remove(&func);
+            self.dirty.remove(&func);
+            self.unmet.remove(&func);
+        }
+    }
+
+    fn is_disabled(&self, key: &FuncKey) -> bool {
+        let namespace = (key.tenant.clone(), key.namespace.clone());
+        self.tenants
+            .get(&key.tenant)
+            .is_some_and(|tenant| tenant.disabled)
+            || (!self.namespaces_disabled.is_empty()
+                && self.namespaces_disabled.contains(&namespace))
+    }
+
+    /// True when new work may go to this pod: its function is there, in this revision, and allowed.
+    fn is_wanted(&self, pod: &Pod) -> bool {
+        let function = &self.functions[&pod.func];
+        function.present
+            && function.revision == pod.revision
+            && !pod.broken
+            && !self.is_disabled(&function.key)
+    }
+
+    /// Replicas of the current revision that run or start.
+    fn running(&self, func: FuncId) -> u32 {
+        let function = &self.functions[&func];
+        let pods = function.pods.iter().map(|ix| self.pod(*ix));
+        let counts = |pod: &&Pod| pod.state.is_running() && self.is_wanted(pod);
+        pods.filter(counts).count() as u32
+    }
+
+    fn arm_pod(&mut self, ix: PodIx, at_ms: u64) {
+        let pod = self
+            .pods
+            .get_mut(&ix)
+            .expect("an alarm for a pod that is gone");
+        match pod.timer_ms {
+            Some(set) if set <= at_ms => {}
+            earlier => {
+                if let Some(set) = earlier {
+                    self.timers.clear(set, Timer::Pod(ix));
+                }
+                pod.timer_ms = Some(at_ms);
+                self.timers.set(at_ms, Timer::Pod(ix));
+            }
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! The nouns of the core: functions, tenants, pods, what is asked of it and what it orders.
+//! They must hold data only; every decision is in the verbs.
+
+use std::collections::BTreeSet;
+
+use crate::lease::LeaseId;
+use crate::nodes::{Capacity, GpuRequest, Holding, NodeId, Request};
+use crate::pod::State;
+use crate::queue::TicketId;
+
+/// Number of a function inside one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FuncId(pub u32);
+
+/// Number of a pod inside one core; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodIx(pub u64);
+
+/// The whole name of a function.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct FuncKey {
+    pub tenant: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Times and limits of the core itself, all in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// First part of every pod id, different for each scheduler process.
+    pub pod_id_prefix: String,
+    /// An idle pod is parked this long after its last lease came back.
+    pub idle_park_ms: u64,
+    /// Leases of a gateway that is silent for this long end.
+    pub lease_ttl_ms: u64,
+    /// Pods found ready at a start of the scheduler wait this long for their gateway to speak up.
+    pub takeover_ms: u64,
+    /// First back-off after a failed start; doubled each time up to `backoff_max_ms`.
+    pub backoff_ms: u64,
+    /// Longest back-off.
+    pub backoff_max_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            pod_id_prefix: String::new(),
+            idle_park_ms: 5_000,
+            lease_ttl_ms: 15_000,
+            takeover_ms: 3_000,
+            backoff_ms: 1_000,
+            backoff_max_ms: 60_000,
+        }
+    }
+}
+
+impl Config {
+    /// Back-off after this many failures in a row.
+    pub fn backoff(&self, failures: u32) -> u64 {
+        let doubled = self
+            .backoff_ms
+            .saturating_mul(1 << failures.saturating_sub(1).min(20));
+        doubled.min(self.backoff_max_ms)
+    }
+}
+
+/// What one pod of a function needs. `vram_mib` is per GPU, 0 = whole GPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Spec {
+    pub cpu_millis: u64,
+    pub mem_mib: u64,
+    pub cache_mib: u64,
+    /// Host memory of a standby pod without its GPU image, 0 = the same as `mem_mib`.
+    pub standby_mem_mib: u64,
+    pub gpu_kind: String,
+    pub gpu_count: u32,
+    pub vram_mib: u64,
+    pub contexts: u32,
+    /// A standby pod keeps its GPU memory in host memory (otherwise in a file).
+    pub standby_image_in_memory: bool,
+}
+
+impl Spec {
+    /// What a start from nothing asks of a node.
+    pub fn request(&self) -> Request {
+        Request {
+            cpu_millis: self.cpu_millis,
+            mem_mib: self.mem_mib,
+            cache_mib: self.cache_mib,
+            gpu: (self.gpu_count > 0).then(|| GpuRequest {
+                kind: self.gpu_kind.clone(),
+                count: self.gpu_count,
+                vram_mib: self.vram_mib,
+                contexts: self.contexts.max(1),
+            }),
+        }
+    }
+
+    /// Host memory that the GPU image of a standby pod takes, given what it holds on the GPUs.
+    pub fn image_mib(&self, held: &Holding) -> u64 {
+        match self.standby_image_in_memory {
+            true => held.gpus.iter().map(|share| share.mib).sum(),
+            false => 0,
+        }
+    }
+
+    /// What a standby pod holds, given its holding while it ran.
+    pub fn standby_holding(&self, held: &Holding) -> Holding {
+        let resident = if self.standby_mem_mib == 0 {
+            self.mem_mib
+        } else {
+            self.standby_mem_mib
+        };
+        Holding {
+            cpu_millis: 0,
+            mem_mib: resident.min(self.mem_mib) + self.image_mib(held),
+            cache_mib: self.cache_mib,
+            gpus: Vec::new(),
+        }
+    }
+}
+
+/// The scaling policy of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Policy {
+    pub min_replica: u32,
+    pub max_replica: u32,
+    pub standby_per_node: u32,
+    /// Slots of one pod.
+    pub parallel: u32,
+    pub queue_len: u32,
+    pub queue_timeout_ms: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            min_replica: 0,
+            max_replica: 1,
+            standby_per_node: 1,
+            parallel: 50,
+            queue_len: 100,
+            queue_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// Limits of a tenant; `None` = no limit. GPUs are counted in thousandths of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Tenant {
+    pub disabled: bool,
+    pub allow_standby: bool,
+    pub replicas_max: Option<u32>,
+    pub min_replica_cap: Option<u32>,
+    pub standby_max: Option<u32>,
+    pub gpu_milli_max: Option<u64>,
+    pub queue_len_max: Option<u32>,
+}
+
+impl Default for Tenant {
+    fn default() -> Tenant {
+        Tenant {
+            disabled: false,
+            allow_standby: true,
+            replicas_max: None,
+            min_replica_cap: None,
+            standby_max: None,
+            gpu_milli_max: None,
+            queue_len_max: None,
+        }
+    }
+}
+
+/// Why the last starts of a function failed and when the next may be tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Backoff {
+    pub failures: u32,
+    pub until_ms: u64,
+    pub reason: String,
+}
+
+/// One function.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Function {
+    pub key: FuncKey,
+    pub revision: i64,
+    pub spec: Spec,
+    pub policy: Policy,
+    /// False once it was deleted; it stays until its last pod is gone.
+    pub present: bool,
+    pub pods: BTreeSet<PodIx>,
+    pub backoff: Backoff,
+    /// Why its tickets wait.
+    pub waiting_for: Option<Refusal>,
+}
+
+/// How a pod became ready for the call that waited for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum StartKind {
+    Warm,
+    Resume,
+    Cold,
+}
+
+impl StartKind {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            StartKind::Warm => "warm",
+            StartKind::Resume => "resume",
+            StartKind::Cold => "cold",
+        }
+    }
+}
+
+/// An order that this scheduler gave for a pod and whose result is still out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Op {
+    Start,
+    Resume,
+    Park,
+    Terminate,
+}
+
+/// One pod.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Pod {
+    pub id: String,
+    pub func: FuncId,
+    pub revision: i64,
+    pub node: NodeId,
+    pub spec: Spec,
+    pub state: State,
+    pub reason: String,
+    pub op: Option<Op>,
+    pub order: u64,
+    /// What it takes of its node.
+    pub held: Holding,
+    /// What it will hold once it is parked.
+    pub parked: Holding,
+    pub slots: u32,
+    pub leased: u32,
+    pub start: StartKind,
+    pub since_ms: u64,
+    pub ready_ms: u64,
+    pub used_ms: u64,
+    /// Adopted after a restart: not leased or parked before this time.
+    pub held_until_ms: Option<u64>,
+    /// A gateway found it broken; it ends when the last lease is back.
+    pub broken: bool,
+    /// It ends or is parked to make room for the start of this pod.
+    pub makes_room_for: Option<PodIx>,
+    /// The pods that make room for this one and have not gone yet.
+    pub victims: Vec<PodIx>,
+    /// What of its holding was already passed on to that pod.
+    pub lent: Holding,
+    /// The agent reported the parking of this pod.
+    pub parking_seen: bool,
+    /// An order failed; try again at this time.
+    pub retry_at_ms: Option<u64>,
+    pub timer_ms: Option<u64>,
+}
+
+impl Pod {
+    /// Slots nobody holds.
+    pub fn free_slots(&self) -> u32 {
+        self.slots.saturating_sub(self.leased)
+    }
+}
+
+/// A refusal with its machine-readable code and the reason that reaches the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Refusal {
+    pub code: &'static str,
+    pub message: String,
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Refusal {
+    /// A refusal without a hint when to come back.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal {
+            code,
+            message: message.into(),
+            retry_after_ms: None,
+        }
+    }
+
+    /// The same with a hint.
+    pub fn retry_after(mut self, ms: u64) -> Refusal {
+        self.retry_after_ms = Some(ms);
+        self
+    }
+}
+
+/// A gateway's wish for slots.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Ask {
+    pub key: FuncKey,
+    pub gateway: i64,
+    /// With `gateway` the idempotency key; empty = none.
+    pub request_id: String,
+    /// 0 = all slots of one pod.
+    pub slots: u32,
+    /// Absolute, in the core's clock; 0 = the policy's queue timeout from now.
+    pub deadline_ms: u64,
+}
+
+/// Slots in somebody's hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Grant {
+    pub lease: LeaseId,
+    pub pod_id: String,
+    pub slots: u32,
+    pub start: StartKind,
+}
+
+/// The answer to an `Ask`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Answer {
+    Leased(Grant),
+    Queued(TicketId),
+    Refused(Refusal),
+}
+
+/// Which pod an order is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PodRef {
+    pub pod_id: String,
+    pub node: String,
+    pub key: FuncKey,
+    pub revision: i64,
+    /// Comes back in the outcome, so that a late result is not taken for a newer one; 0 = none.
+    pub order: u64,
+}
+
+/// Resources given to a pod, as the agent gets them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Alloc {
+    pub cpu_millis: u64,
+    pub mem_mib: u64,
+    pub cache_mib: u64,
+    pub gpu_kind: String,
+    /// Per GPU, without the overhead.
+    pub vram_mib: u64,
+    /// Per GPU.
+    pub context_overhead_mib: u64,
+    pub devices: Vec<u32>,
+}
+
+/// A start or resume together with the pods that make room for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct StartOrder {
+    pub pod: PodRef,
+    pub alloc: Alloc,
+    pub terminate: Vec<PodRef>,
+    pub park: Vec<PodRef>,
+}
+
+/// A deed for the outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Effect {
+    Grant { ticket: TicketId, grant: Grant },
+    Refuse { ticket: TicketId, refusal: Refusal },
+    Start(StartOrder),
+    Resume(StartOrder),
+    Park(PodRef),
+    Terminate(PodRef),
+}
+
+/// What an agent says about one of its pods.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct PodFact {
+    pub pod_id: String,
+    pub node: String,
+    pub key: FuncKey,
+    pub revision: i64,
+    pub state: State,
+    pub reason: String,
+    /// Needed to adopt a pod of a former scheduler process.
+    pub held: Holding,
+}
+
+/// The result of an order. `code` tells whose fault a failure is: `start_failed` is the function's.
+/// `gone` means that the agent has nothing left of the pod.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Outcome {
+    pub pod_id: String,
+    pub ok: bool,
+    pub code: String,
+    pub reason: String,
+    pub gone: bool,
+    /// The order it answers, 0 = not known.
+    pub order: u64,
+}
+
+/// Something that happened outside.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Fact {
+    Function {
+        key: FuncKey,
+        revision: i64,
+        spec: Spec,
+        policy: Policy,
+    },
+    FunctionGone(FuncKey),
+    Tenant {
+        name: String,
+        tenant: Tenant,
+    },
+    Namespace {
+        tenant: String,
+        name: String,
+        disabled: bool,
+    },
+    Node {
+        name: String,
+        boot_id: String,
+        ready: bool,
+        capacity: Capacity,
+    },
+    NodeLost {
+        name: String,
+    },
+    NodeGone {
+        name: String,
+    },
+    Pod(PodFact),
+    PodGone {
+        pod_id: String,
+    },
+    StartResult(Outcome),
+    ParkResult(Outcome),
+    TerminateResult(Outcome),
+}

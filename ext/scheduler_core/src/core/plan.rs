@@ -1,0 +1,415 @@
+//! Starts: how many pods a function lacks, and where the next one comes from.
+//! It must never wait; what cannot be done now is recorded as the reason and tried again later.
+
+use super::Core;
+use super::model::{Alloc, Effect, FuncId, Op, Pod, PodIx, Refusal, StartKind, StartOrder};
+use super::outcome::new_pod;
+use super::room::Room;
+use crate::nodes::{Holding, Ledger, NodeId, Request, place};
+use crate::pod::{Event, State};
+
+/// Why no start was made; `hopeless` means that waiting would not help, so the tickets are refused.
+struct Blocked {
+    refusal: Refusal,
+    hopeless: bool,
+}
+
+impl Blocked {
+    fn wait(code: &'static str, message: impl Into<String>) -> Blocked {
+        Blocked {
+            refusal: Refusal::new(code, message),
+            hopeless: false,
+        }
+    }
+}
+
+impl Core {
+    /// Gives a function what it lacks: free slots to its tickets, then starts.
+    pub(super) fn serve(&mut self, now_ms: u64, func: FuncId) {
+        if !self.functions.contains_key(&func) {
+            return;
+        }
+        self.grant_waiting(now_ms, func);
+        let mut lacking = self.pods_lacking(func);
+        let mut waiting_for = None;
+        while lacking > 0 {
+            match self.start_one(now_ms, func) {
+                Ok(()) => lacking -= 1,
+                Err(Blocked {
+                    refusal,
+                    hopeless: true,
+                }) => {
+                    self.refuse_all(func, &refusal);
+                    waiting_for = Some(refusal);
+                    break;
+                }
+                Err(Blocked { refusal, .. }) => {
+                    waiting_for = Some(refusal);
+                    break;
+                }
+            }
+        }
+        match waiting_for.is_some() {
+            true => self.unmet.insert(func),
+            false => self.unmet.remove(&func),
+        };
+        if let Some(function) = self.functions.get_mut(&func) {
+            function.waiting_for = waiting_for;
+        }
+        self.forget_function(func);
+    }
+
+    /// Replicas that are kept running, within the tenant's cap and the function's own maximum.
+    pub(super) fn min_replica(&self, func: FuncId) -> u32 {
+        let function = &self.functions[&func];
+        if !function.present || self.is_disabled(&function.key) {
+            return 0;
+        }
+        let cap = self
+            .tenants
+            .get(&function.key.tenant)
+            .and_then(|t| t.min_replica_cap);
+        let policy = &function.policy;
+        policy
+            .min_replica
+            .min(cap.unwrap_or(u32::MAX))
+            .min(policy.max_replica)
+    }
+
+    /// Pods to start: for the slots that tickets want beyond those on their way, and for
+    /// `min_replica`. One start on its way serves every ticket up to `parallel` slots.
+    fn pods_lacking(&self, func: FuncId) -> u64 {
+        let function = &self.functions[&func];
+        if !function.present || self.is_disabled(&function.key) {
+            return 0;
+        }
+        let parallel = u64::from(function.policy.parallel.max(1));
+        let wanted: u64 = self
+            .tickets
+            .of_function(func)
+            .map(|(_, ticket)| match ticket.slots {
+                0 => parallel,
+                slots => u64::from(slots).min(parallel),
+            })
+            .sum();
+        let pods = function
+            .pods
+            .iter()
+            .map(|ix| self.pod(*ix))
+            .filter(|pod| self.is_wanted(pod));
+        let coming = pods.filter(|pod| pod.state.is_starting() || pod.held_until_ms.is_some());
+        let coming: u64 = coming.map(|pod| u64::from(pod.free_slots())).sum();
+        let by_demand = wanted.saturating_sub(coming).div_ceil(parallel);
+        let by_minimum = self.min_replica(func).saturating_sub(self.running(func));
+        by_demand.max(u64::from(by_minimum))
+    }
+
+    /// One more pod for a function: (1) not while it backs off; (2) not beyond its maximum or its
+    /// tenant's; (3) resume a standby pod where it fits; (4) wait for one that is being parked;
+    /// (5) resume one by making room; (6) start from nothing where it fits; (7) wait where room is
+    /// being made already; (8) start by making room; (9) otherwise say what is missing.
+    fn start_one(&mut self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
+        self.check_backoff(now_ms, func)?;
+        self.check_replicas(now_ms, func)?;
+        let standby = self.standby_pods(func);
+        let mut best: Option<(PodIx, Room)> = None;
+        for ix in standby {
+            let pod = self.pod(ix);
+            let (node_id, request) = (pod.node, resume_request(pod));
+            let node = &self.nodes[&node_id];
+            if node.closed(now_ms).is_some() {
+                continue;
+            }
+            if let Ok(holding) = node.ledger.fit(&request) {
+                self.check_tenant_gpu(now_ms, func, node_id, &holding)?;
+                self.resume(now_ms, ix, holding, Room::default());
+                return Ok(());
+            }
+            if self.fits_after_releases(node_id, &request) {
+                return Err(Blocked::wait(
+                    "no_capacity",
+                    "room is being made for a resume",
+                ));
+            }
+            if let Some(room) = self.make_room(node_id, &request, Some(ix))
+                && best
+                    .as_ref()
+                    .is_none_or(|(_, least)| room.cost() < least.cost())
+            {
+                best = Some((ix, room));
+            }
+        }
+        let is_parking =
+            |ix: &PodIx| self.pod(*ix).state == State::Parking && self.is_wanted(self.pod(*ix));
+        if best.is_none() && self.functions[&func].pods.iter().any(is_parking) {
+            return Err(Blocked::wait(
+                "queue_timeout",
+                "its worker is just being parked",
+            ));
+        }
+        if let Some((ix, room)) = best {
+            let node_id = self.pod(ix).node;
+            self.check_tenant_gpu(now_ms, func, node_id, &room.holding)?;
+            let holding = room.holding.clone();
+            self.resume(now_ms, ix, holding, room);
+            return Ok(());
+        }
+        self.start_from_nothing(now_ms, func)
+    }
+
+    fn start_from_nothing(&mut self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
+        let request = self.functions[&func].spec.request();
+        let no_fit = match place(self.nodes.iter().map(|(id, n)| (*id, n)), &request, now_ms) {
+            Ok((node, holding)) => {
+                self.check_tenant_gpu(now_ms, func, node, &holding)?;
+                self.start(now_ms, func, node, holding, Room::default());
+                return Ok(());
+            }
+            Err(no_fit) => no_fit,
+        };
+        let open = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.closed(now_ms).is_none());
+        let open: Vec<NodeId> = open.map(|(id, _)| *id).collect();
+        if open
+            .iter()
+            .any(|id| self.fits_after_releases(*id, &request))
+        {
+            return Err(Blocked::wait("no_capacity", "room is being made for it"));
+        }
+        let rooms = open.iter().filter_map(|id| {
+            let room = self.make_room(*id, &request, None)?;
+            Some((room.cost(), self.nodes[id].name.as_str(), *id, room))
+        });
+        let best = rooms.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        if let Some((_, _, node, room)) = best {
+            self.check_tenant_gpu(now_ms, func, node, &room.holding)?;
+            let holding = room.holding.clone();
+            self.start(now_ms, func, node, holding, room);
+            return Ok(());
+        }
+        Err(self.nowhere(func, &request, &no_fit.to_string()))
+    }
+
+    /// Nothing fits: hopeless if no node could take the request even if it were empty.
+    fn nowhere(&self, func: FuncId, request: &Request, no_fit: &str) -> Blocked {
+        let mut never = crate::nodes::NoFit::default();
+        for node in self.nodes.values() {
+            match Ledger::new(node.ledger.capacity.clone()).fit(request) {
+                Ok(_) => {
+                    let why = format!("{no_fit}, and no idle worker can make room");
+                    return Blocked::wait("no_capacity", why);
+                }
+                Err(why) => never.count(why),
+            }
+        }
+        if self.nodes.is_empty() {
+            return Blocked::wait("no_capacity", never.to_string());
+        }
+        let name = &self.functions[&func].key.name;
+        let message = format!("{name} asks for more than any node has: {never}");
+        Blocked {
+            refusal: Refusal::new("no_capacity", message),
+            hopeless: true,
+        }
+    }
+
+    fn check_backoff(&self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
+        let backoff = &self.functions[&func].backoff;
+        if backoff.until_ms <= now_ms {
+            return Ok(());
+        }
+        let refusal = Refusal::new("start_failed", backoff.reason.clone());
+        let refusal = refusal.retry_after(backoff.until_ms - now_ms);
+        Err(Blocked {
+            refusal,
+            hopeless: self.running(func) == 0,
+        })
+    }
+
+    fn check_replicas(&mut self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
+        let function = &self.functions[&func];
+        let (running, limit) = (self.running(func), function.policy.max_replica);
+        if running >= limit {
+            let refusal = match limit {
+                0 => Refusal::new(
+                    "no_capacity",
+                    "the policy allows no replica (max_replica is 0)",
+                ),
+                _ => Refusal::new("queue_timeout", format!("all {running} replicas are busy")),
+            };
+            return Err(Blocked {
+                refusal,
+                hopeless: limit == 0,
+            });
+        }
+        let tenant = function.key.tenant.clone();
+        let Some(limit) = self.tenants.get(&tenant).and_then(|t| t.replicas_max) else {
+            return Ok(());
+        };
+        let running = self
+            .pods_of_tenant(&tenant)
+            .filter(|ix| self.pod(**ix).state.is_running());
+        if (running.count() as u64) < u64::from(limit) {
+            return Ok(());
+        }
+        self.relieve_tenant(now_ms, &tenant, func);
+        let message = format!("tenant {tenant} runs its {limit} replicas already");
+        let refusal = Refusal::new("tenant_limit", message);
+        Err(Blocked {
+            refusal,
+            hopeless: limit == 0,
+        })
+    }
+
+    /// Tenants are limited in thousandths of GPUs: the larger of the shares of memory counts.
+    fn check_tenant_gpu(
+        &mut self,
+        now_ms: u64,
+        func: FuncId,
+        node: NodeId,
+        holding: &Holding,
+    ) -> Result<(), Blocked> {
+        let tenant = self.functions[&func].key.tenant.clone();
+        let Some(limit) = self.tenants.get(&tenant).and_then(|t| t.gpu_milli_max) else {
+            return Ok(());
+        };
+        let asked = gpu_milli(&self.nodes[&node].ledger, holding);
+        let pods = self.pods_of_tenant(&tenant).map(|ix| self.pod(*ix));
+        let used: u64 = pods
+            .map(|pod| gpu_milli(&self.nodes[&pod.node].ledger, &pod.held))
+            .sum();
+        if asked == 0 || used + asked <= limit {
+            return Ok(());
+        }
+        self.relieve_tenant(now_ms, &tenant, func);
+        let message = format!(
+            "tenant {tenant} may use {:.2} GPUs, uses {:.2} and needs {:.2} more",
+            limit as f64 / 1e3,
+            used as f64 / 1e3,
+            asked as f64 / 1e3,
+        );
+        let refusal = Refusal::new("tenant_gpu_limit", message);
+        Err(Blocked {
+            refusal,
+            hopeless: asked > limit,
+        })
+    }
+
+    /// A tenant at its limit makes room for itself: its idle pod that was unused longest leaves,
+    /// unless one is leaving already or nobody waits for the start.
+    fn relieve_tenant(&mut self, now_ms: u64, tenant: &str, func: FuncId) {
+        if self.tickets.waiting(func) == 0 {
+            return;
+        }
+        let pods: Vec<PodIx> = self.pods_of_tenant(tenant).copied().collect();
+        let leaves = |state| matches!(state, State::Parking | State::Terminating);
+        if pods.iter().any(|ix| leaves(self.pod(*ix).state)) {
+            return;
+        }
+        let mut idle: Vec<PodIx> = pods
+            .into_iter()
+            .filter(|ix| self.is_evictable(self.pod(*ix)))
+            .collect();
+        idle.sort_by_key(|ix| (self.pod(*ix).used_ms, *ix));
+        for ix in idle {
+            if self.retire_idle(now_ms, ix) {
+                return;
+            }
+        }
+    }
+
+    /// Standby pods of the current revision, the most recently used first.
+    fn standby_pods(&self, func: FuncId) -> Vec<PodIx> {
+        let pods = self.functions[&func].pods.iter().copied();
+        let usable = |ix: &PodIx| {
+            let pod = self.pod(*ix);
+            pod.state == State::Standby && pod.op.is_none() && self.is_wanted(pod)
+        };
+        let mut pods: Vec<PodIx> = pods.filter(usable).collect();
+        pods.sort_by_key(|ix| (std::cmp::Reverse(self.pod(*ix).used_ms), *ix));
+        pods
+    }
+
+    fn start(&mut self, now_ms: u64, func: FuncId, node: NodeId, holding: Holding, room: Room) {
+        let function = &self.functions[&func];
+        let (revision, spec) = (function.revision, function.spec.clone());
+        let slots = function.policy.parallel.max(1);
+        let id = self.new_pod_id();
+        let pod = new_pod(id, func, revision, node, spec, slots, State::Init, now_ms);
+        let ix = self.add_pod(pod);
+        self.apply(now_ms, ix, Event::Create);
+        self.pod_mut(ix).op = Some(Op::Start);
+        self.counters.starts_cold += 1;
+        let order = self.order_start(now_ms, ix, &holding, room);
+        self.effects.push(Effect::Start(order));
+    }
+
+    fn resume(&mut self, now_ms: u64, ix: PodIx, holding: Holding, room: Room) {
+        self.apply(now_ms, ix, Event::Resume);
+        let pod = self.pod_mut(ix);
+        pod.op = Some(Op::Resume);
+        pod.start = StartKind::Resume;
+        self.counters.starts_resume += 1;
+        let order = self.order_start(now_ms, ix, &holding, room);
+        self.effects.push(Effect::Resume(order));
+    }
+
+    fn order_start(&mut self, now_ms: u64, ix: PodIx, more: &Holding, room: Room) -> StartOrder {
+        let (terminate, park) = self.commit_room(now_ms, ix, more, room);
+        let pod = self.pods.get_mut(&ix).expect("just started");
+        pod.held.add(more);
+        let ledger = &mut self.nodes.get_mut(&pod.node).expect("chosen").ledger;
+        ledger.take(more);
+        let alloc = alloc_of(pod, ledger);
+        let terminate = terminate.into_iter().map(|ix| self.pod_ref(ix)).collect();
+        let park = park.into_iter().map(|ix| self.pod_ref(ix)).collect();
+        StartOrder {
+            pod: self.order_ref(ix),
+            alloc,
+            terminate,
+            park,
+        }
+    }
+}
+
+/// What a standby pod needs beyond what it holds. Its image stays in memory until it runs.
+fn resume_request(pod: &Pod) -> Request {
+    let request = pod.spec.request();
+    Request {
+        mem_mib: request.mem_mib.saturating_sub(pod.held.mem_mib),
+        cache_mib: request.cache_mib.saturating_sub(pod.held.cache_mib),
+        ..request
+    }
+}
+
+fn gpu_milli(ledger: &Ledger, holding: &Holding) -> u64 {
+    let share = |index: u32, mib: u64| {
+        let gpu = ledger.capacity.gpus.iter().find(|gpu| gpu.index == index);
+        gpu.map_or(0, |gpu| (mib * 1000).div_ceil(gpu.vram_mib.max(1)))
+    };
+    holding
+        .gpus
+        .iter()
+        .map(|gpu| share(gpu.index, gpu.mib))
+        .sum()
+}
+
+pub(super) fn alloc_of(pod: &Pod, ledger: &Ledger) -> Alloc {
+    let has = &ledger.capacity;
+    let devices: Vec<u32> = pod.held.gpus.iter().map(|share| share.index).collect();
+    let first = pod.held.gpus.first();
+    let kind = first.and_then(|share| has.gpus.iter().find(|gpu| gpu.index == share.index));
+    let overhead = has.context_overhead_mib * u64::from(pod.spec.contexts.max(1));
+    let overhead = first.map_or(0, |share| overhead.min(share.mib));
+    Alloc {
+        cpu_millis: pod.held.cpu_millis,
+        mem_mib: pod.held.mem_mib.min(pod.spec.mem_mib),
+        cache_mib: pod.held.cache_mib,
+        gpu_kind: kind.map(|gpu| gpu.kind.clone()).unwrap_or_default(),
+        vram_mib: first.map_or(0, |share| share.mib - overhead),
+        context_overhead_mib: overhead,
+        devices,
+    }
+}

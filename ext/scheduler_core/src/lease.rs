@@ -1,0 +1,184 @@
+//! Leases: which gateway holds how many slots of which pod, under ids that are never valid twice.
+//! It must never decide who gets a slot; it only keeps the record straight.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::model::{FuncId, PodIx};
+
+/// Id of a lease: cell number in the low 32 bits, generation above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseId(pub u64);
+
+impl LeaseId {
+    fn cell(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
+    }
+}
+
+/// Some slots of one pod in the hands of one gateway.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Lease {
+    pub gateway: i64,
+    pub request_id: String,
+    pub func: FuncId,
+    pub pod: PodIx,
+    pub slots: u32,
+}
+
+#[derive(Debug)]
+struct Cell {
+    generation: u32,
+    lease: Option<Lease>,
+}
+
+/// All live leases. A cell is reused with a higher generation, so a late or double give-back is
+/// recognised; the first generation differs between scheduler processes for the same reason.
+#[derive(Debug)]
+pub struct Leases {
+    first_generation: u32,
+    cells: Vec<Cell>,
+    free: Vec<u32>,
+    /// Ids of a former scheduler process under which gateways still know their leases.
+    announced: BTreeMap<u64, LeaseId>,
+    by_request: BTreeMap<(i64, String), LeaseId>,
+    by_gateway: BTreeMap<i64, BTreeSet<LeaseId>>,
+    by_pod: BTreeMap<PodIx, BTreeSet<LeaseId>>,
+    live: usize,
+}
+
+const GENERATION_BITS: u32 = 30; // ids stay positive in a signed 64-bit field
+
+impl Leases {
+    /// An empty table; `salt` makes the ids of this process differ from those of the one before.
+    pub fn new(salt: &str) -> Leases {
+        // FNV-1a, because the standard hasher is not promised to stay the same.
+        let hash = salt.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        Leases {
+            first_generation: hash & ((1 << GENERATION_BITS) - 1),
+            cells: Vec::new(),
+            free: Vec::new(),
+            announced: BTreeMap::new(),
+            by_request: BTreeMap::new(),
+            by_gateway: BTreeMap::new(),
+            by_pod: BTreeMap::new(),
+            live: 0,
+        }
+    }
+
+    /// Records a new lease.
+    pub fn insert(&mut self, lease: Lease) -> LeaseId {
+        let cell = match self.free.pop() {
+            Some(cell) => cell,
+            None => {
+                self.cells.push(Cell {
+                    generation: self.first_generation,
+                    lease: None,
+                });
+                (self.cells.len() - 1) as u32
+            }
+        };
+        let slot = &mut self.cells[cell as usize];
+        slot.generation = (slot.generation + 1) & ((1 << GENERATION_BITS) - 1);
+        let id = LeaseId((u64::from(slot.generation) << 32) | u64::from(cell));
+        if !lease.request_id.is_empty() {
+            self.by_request
+                .insert((lease.gateway, lease.request_id.clone()), id);
+        }
+        self.by_gateway.entry(lease.gateway).or_default().insert(id);
+        self.by_pod.entry(lease.pod).or_default().insert(id);
+        slot.lease = Some(lease);
+        self.live += 1;
+        id
+    }
+
+    /// Lets `old`, an id of a former process, stand for `id`.
+    pub fn announce(&mut self, old: u64, id: LeaseId) {
+        self.announced.insert(old, id);
+    }
+
+    /// The live lease that a gateway means by `id`.
+    pub fn resolve(&self, id: u64) -> Option<LeaseId> {
+        if self.get(LeaseId(id)).is_some() {
+            return Some(LeaseId(id));
+        }
+        self.announced
+            .get(&id)
+            .copied()
+            .filter(|id| self.get(*id).is_some())
+    }
+
+    /// The lease under exactly this id, if it is live.
+    pub fn get(&self, id: LeaseId) -> Option<&Lease> {
+        let cell = self.cells.get(id.cell())?;
+        let current = (u64::from(cell.generation) << 32) | id.cell() as u64;
+        cell.lease.as_ref().filter(|_| current == id.0)
+    }
+
+    /// Ends a lease.
+    pub fn remove(&mut self, id: LeaseId) -> Option<Lease> {
+        self.get(id)?;
+        let lease = self.cells[id.cell()].lease.take()?;
+        self.free.push(id.cell() as u32);
+        self.live -= 1;
+        if !self.announced.is_empty() {
+            self.announced.retain(|_, known| *known != id);
+        }
+        self.by_request
+            .remove(&(lease.gateway, lease.request_id.clone()));
+        remove_from(&mut self.by_gateway, &lease.gateway, id);
+        remove_from(&mut self.by_pod, &lease.pod, id);
+        Some(lease)
+    }
+
+    /// The lease that this request already got.
+    pub fn of_request(&self, gateway: i64, request_id: &str) -> Option<LeaseId> {
+        if request_id.is_empty() {
+            return None;
+        }
+        self.by_request
+            .get(&(gateway, request_id.to_owned()))
+            .copied()
+    }
+
+    /// All leases of a gateway.
+    pub fn of_gateway(&self, gateway: i64) -> Vec<LeaseId> {
+        self.by_gateway
+            .get(&gateway)
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect()
+    }
+
+    /// All leases on a pod.
+    pub fn of_pod(&self, pod: PodIx) -> Vec<LeaseId> {
+        self.by_pod
+            .get(&pod)
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect()
+    }
+
+    /// Number of live leases.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    /// True when nobody holds anything.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+}
+
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<LeaseId>>, key: &K, id: LeaseId) {
+    if let Some(ids) = index.get_mut(key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            index.remove(key);
+        }
+    }
+}

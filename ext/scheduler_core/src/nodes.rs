@@ -1,0 +1,403 @@
+//! What a node has and what is taken from it: exact accounting of every resource, fit, and a first placement.
+//! It must never know about pods, functions or time beyond the node's own back-off.
+
+use std::fmt;
+
+/// Number of a node inside one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+/// One GPU of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuCapacity {
+    /// Index on the node, as the driver numbers it.
+    pub index: u32,
+    /// Type name, for example "A100".
+    pub kind: String,
+    /// Memory in MiB.
+    pub vram_mib: u64,
+}
+
+/// Everything a node has. A limit of 0 contexts per GPU means no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Capacity {
+    pub cpu_millis: u64,
+    pub mem_mib: u64,
+    pub cache_mib: u64,
+    pub gpus: Vec<GpuCapacity>,
+    pub context_overhead_mib: u64,
+    pub contexts_per_gpu_max: u32,
+}
+
+/// The GPU part of a request: `count` GPUs of one type with `vram_mib` on each (0 = whole GPUs).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct GpuRequest {
+    pub kind: String,
+    pub count: u32,
+    pub vram_mib: u64,
+    pub contexts: u32,
+}
+
+/// What a pod needs on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Request {
+    pub cpu_millis: u64,
+    pub mem_mib: u64,
+    pub cache_mib: u64,
+    pub gpu: Option<GpuRequest>,
+}
+
+/// A share of one GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct GpuShare {
+    pub index: u32,
+    pub mib: u64,
+    pub contexts: u32,
+}
+
+/// Resources held on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Holding {
+    pub cpu_millis: u64,
+    pub mem_mib: u64,
+    pub cache_mib: u64,
+    pub gpus: Vec<GpuShare>,
+}
+
+impl Holding {
+    /// Adds another holding of the same node.
+    pub fn add(&mut self, other: &Holding) {
+        self.cpu_millis += other.cpu_millis;
+        self.mem_mib += other.mem_mib;
+        self.cache_mib += other.cache_mib;
+        for share in &other.gpus {
+            match self.gpus.iter_mut().find(|own| own.index == share.index) {
+                Some(own) => {
+                    own.mib += share.mib;
+                    own.contexts += share.contexts;
+                }
+                None => self.gpus.push(share.clone()),
+            }
+        }
+    }
+
+    /// Takes a part away; the part must have been in it.
+    pub fn subtract(&mut self, part: &Holding) {
+        self.cpu_millis = minus(self.cpu_millis, part.cpu_millis);
+        self.mem_mib = minus(self.mem_mib, part.mem_mib);
+        self.cache_mib = minus(self.cache_mib, part.cache_mib);
+        for share in &part.gpus {
+            let own = self.gpus.iter_mut().find(|own| own.index == share.index);
+            let own = own.expect("a GPU share is given back that was never taken");
+            own.mib = minus(own.mib, share.mib);
+            own.contexts = own
+                .contexts
+                .checked_sub(share.contexts)
+                .expect("contexts below zero");
+        }
+        self.gpus
+            .retain(|share| share.mib > 0 || share.contexts > 0);
+    }
+
+    /// The smaller of both in every resource.
+    pub fn min(&self, other: &Holding) -> Holding {
+        let gpus = self.gpus.iter().filter_map(|own| {
+            let share = other.gpus.iter().find(|share| share.index == own.index)?;
+            let (mib, contexts) = (own.mib.min(share.mib), own.contexts.min(share.contexts));
+            (mib > 0 || contexts > 0).then_some(GpuShare {
+                index: own.index,
+                mib,
+                contexts,
+            })
+        });
+        Holding {
+            cpu_millis: self.cpu_millis.min(other.cpu_millis),
+            mem_mib: self.mem_mib.min(other.mem_mib),
+            cache_mib: self.cache_mib.min(other.cache_mib),
+            gpus: gpus.collect(),
+        }
+    }
+}
+
+fn minus(from: u64, part: u64) -> u64 {
+    from.checked_sub(part)
+        .expect("more is given back than was taken")
+}
+
+/// Why one node cannot take a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Shortage {
+    NotReady,
+    BackingOff,
+    Cpu,
+    Memory,
+    CacheMemory,
+    GpuType,
+    GpuCount,
+    GpuMemory,
+    GpuContexts,
+}
+
+impl Shortage {
+    /// The word used in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shortage::NotReady => "not_ready",
+            Shortage::BackingOff => "backing_off_after_a_fault",
+            Shortage::Cpu => "too_little_cpu",
+            Shortage::Memory => "too_little_memory",
+            Shortage::CacheMemory => "too_little_cache_memory",
+            Shortage::GpuType => "no_gpu_of_that_type",
+            Shortage::GpuCount => "too_few_gpus",
+            Shortage::GpuMemory => "too_little_gpu_memory",
+            Shortage::GpuContexts => "too_many_gpu_contexts",
+        }
+    }
+}
+
+/// How many nodes refused a request for which reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NoFit(std::collections::BTreeMap<Shortage, u32>);
+
+impl NoFit {
+    /// Counts one more node.
+    pub fn count(&mut self, shortage: Shortage) {
+        *self.0.entry(shortage).or_default() += 1;
+    }
+}
+
+impl fmt::Display for NoFit {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return out.write_str("no node has registered");
+        }
+        let parts: Vec<String> = self
+            .0
+            .iter()
+            .map(|(why, nodes)| format!("{}: {nodes}", why.name()))
+            .collect();
+        write!(out, "no node fits ({})", parts.join(", "))
+    }
+}
+
+/// The books of one node: what it has and what is taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// What the node has.
+    pub capacity: Capacity,
+    /// What is taken.
+    pub used: Holding,
+}
+
+impl Ledger {
+    /// Books with nothing taken.
+    pub fn new(capacity: Capacity) -> Ledger {
+        Ledger {
+            capacity,
+            used: Holding::default(),
+        }
+    }
+
+    /// Takes resources. The caller asked `fit` first, or tells what a node reports as a fact.
+    pub fn take(&mut self, holding: &Holding) {
+        self.used.add(holding);
+    }
+
+    /// Gives resources back.
+    pub fn release(&mut self, holding: &Holding) {
+        self.used.subtract(holding);
+    }
+
+    /// True when nothing is taken beyond what the node has.
+    pub fn is_within_capacity(&self) -> bool {
+        let (used, has) = (&self.used, &self.capacity);
+        used.cpu_millis <= has.cpu_millis
+            && used.mem_mib <= has.mem_mib
+            && used.cache_mib <= has.cache_mib
+            && used.gpus.iter().all(|share| {
+                let contexts_max = self.contexts_max();
+                has.gpus
+                    .iter()
+                    .any(|gpu| gpu.index == share.index && share.mib <= gpu.vram_mib)
+                    && share.contexts <= contexts_max
+            })
+    }
+
+    fn contexts_max(&self) -> u32 {
+        match self.capacity.contexts_per_gpu_max {
+            0 => u32::MAX,
+            limit => limit,
+        }
+    }
+
+    fn share_of(&self, index: u32) -> (u64, u32) {
+        let share = self.used.gpus.iter().find(|share| share.index == index);
+        share.map_or((0, 0), |share| (share.mib, share.contexts))
+    }
+
+    /// The holding that `request` would take here, on the fullest GPUs that fit, or what is missing.
+    pub fn fit(&self, request: &Request) -> Result<Holding, Shortage> {
+        let (used, has) = (&self.used, &self.capacity);
+        if used.cpu_millis + request.cpu_millis > has.cpu_millis {
+            return Err(Shortage::Cpu);
+        }
+        if used.mem_mib + request.mem_mib > has.mem_mib {
+            return Err(Shortage::Memory);
+        }
+        if used.cache_mib + request.cache_mib > has.cache_mib {
+            return Err(Shortage::CacheMemory);
+        }
+        let gpus = match &request.gpu {
+            Some(gpu) if gpu.count > 0 => self.fit_gpus(gpu)?,
+            _ => Vec::new(),
+        };
+        Ok(Holding {
+            cpu_millis: request.cpu_millis,
+            mem_mib: request.mem_mib,
+            cache_mib: request.cache_mib,
+            gpus,
+        })
+    }
+
+    fn fit_gpus(&self, request: &GpuRequest) -> Result<Vec<GpuShare>, Shortage> {
+        let any = request.kind.is_empty() || request.kind.eq_ignore_ascii_case("any");
+        let mut kinds: Vec<&str> = Vec::new();
+        for gpu in &self.capacity.gpus {
+            let wanted = any || gpu.kind.eq_ignore_ascii_case(&request.kind);
+            if wanted && !kinds.contains(&gpu.kind.as_str()) {
+                kinds.push(&gpu.kind);
+            }
+        }
+        // The types of one node are few; the best one leaves the least memory unused.
+        let mut best: Option<(u64, Vec<GpuShare>)> = None;
+        let mut shortage = Shortage::GpuType;
+        for kind in kinds {
+            match self.fit_kind(kind, request) {
+                Ok(found) => {
+                    if best.as_ref().is_none_or(|(left, _)| found.0 < *left) {
+                        best = Some(found);
+                    }
+                }
+                Err(why) => shortage = shortage.max(why),
+            }
+        }
+        best.map(|(_, shares)| shares).ok_or(shortage)
+    }
+
+    fn fit_kind(&self, kind: &str, ask: &GpuRequest) -> Result<(u64, Vec<GpuShare>), Shortage> {
+        let count = ask.count as usize;
+        let of_kind = self.capacity.gpus.iter().filter(|gpu| gpu.kind == kind);
+        let (mut total, mut with_memory) = (0, 0);
+        let mut options = Vec::new();
+        for gpu in of_kind {
+            total += 1;
+            let (used_mib, used_contexts) = self.share_of(gpu.index);
+            let overhead = self.capacity.context_overhead_mib * u64::from(ask.contexts);
+            let whole = ask.vram_mib == 0;
+            let need = if whole {
+                gpu.vram_mib
+            } else {
+                ask.vram_mib + overhead
+            };
+            if used_mib + need > gpu.vram_mib {
+                continue;
+            }
+            with_memory += 1;
+            if used_contexts + ask.contexts > self.contexts_max() {
+                continue;
+            }
+            let share = GpuShare {
+                index: gpu.index,
+                mib: need,
+                contexts: ask.contexts,
+            };
+            options.push((gpu.vram_mib - used_mib - need, share));
+        }
+        if options.len() < count {
+            return Err(match () {
+                () if total < count => Shortage::GpuCount,
+                () if with_memory < count => Shortage::GpuMemory,
+                () => Shortage::GpuContexts,
+            });
+        }
+        options.sort_by_key(|(left, share)| (*left, share.index));
+        options.truncate(count);
+        let left = options.iter().map(|(left, _)| left).sum();
+        Ok((left, options.into_iter().map(|(_, share)| share).collect()))
+    }
+}
+
+/// One node as the core sees it.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Node {
+    pub name: String,
+    pub boot_id: String,
+    pub ready: bool,
+    pub ledger: Ledger,
+    /// Faults in a row, and when the next start may be tried there (ms).
+    pub faults: u32,
+    pub retry_at_ms: u64,
+}
+
+impl Node {
+    /// Why no start may go to this node now, or nothing.
+    pub fn closed(&self, now_ms: u64) -> Option<Shortage> {
+        match self {
+            node if !node.ready => Some(Shortage::NotReady),
+            node if node.retry_at_ms > now_ms => Some(Shortage::BackingOff),
+            _ => None,
+        }
+    }
+}
+
+/// Best fit over all nodes: the one that keeps the least GPU memory, then CPU, unused; ties go by name,
+/// so that the order in which nodes registered does not matter.
+pub fn place<'a>(
+    nodes: impl Iterator<Item = (NodeId, &'a Node)>,
+    request: &Request,
+    now_ms: u64,
+) -> Result<(NodeId, Holding), NoFit> {
+    let mut no_fit = NoFit::default();
+    let mut best: Option<((u64, u64, &str), NodeId, Holding)> = None;
+    for (id, node) in nodes {
+        let fit = match node.closed(now_ms) {
+            Some(why) => Err(why),
+            None => node.ledger.fit(request),
+        };
+        match fit {
+            Ok(holding) => {
+                let (left_gpu, left_cpu) = leftover(&node.ledger, &holding);
+                let score = (left_gpu, left_cpu, node.name.as_str());
+                if best.as_ref().is_none_or(|(least, _, _)| score < *least) {
+                    best = Some((score, id, holding));
+                }
+            }
+            Err(why) => no_fit.count(why),
+        }
+    }
+    best.map(|(_, id, holding)| (id, holding)).ok_or(no_fit)
+}
+
+fn leftover(ledger: &Ledger, holding: &Holding) -> (u64, u64) {
+    let free = |index: u32| {
+        let gpu = ledger.capacity.gpus.iter().find(|gpu| gpu.index == index);
+        gpu.map_or(0, |gpu| gpu.vram_mib - ledger.share_of(index).0)
+    };
+    // A request without GPUs goes where the fewest GPUs are free, so that they stay usable together.
+    let gpu = match holding.gpus.as_slice() {
+        [] => ledger.capacity.gpus.iter().map(|gpu| free(gpu.index)).sum(),
+        shares => shares
+            .iter()
+            .map(|share| free(share.index) - share.mib)
+            .sum(),
+    };
+    let used = ledger.used.cpu_millis + holding.cpu_millis;
+    (gpu, ledger.capacity.cpu_millis - used)
+}

@@ -1,0 +1,163 @@
+"""One link per node: its agent's stub, the pods it shows, and whether it can be reached.
+
+Must never give orders; `orders` uses the stub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from inferx.domain.meta import Object
+from inferx.domain.objects import Node, Pod
+from inferx.rpc import client, na_pb2_grpc
+from inferx.scheduler.facts import node_fact, pod_fact
+from inferx.store.informer import DELETED, Informer
+
+LOST_AFTER_S = 5.0
+_log = logging.getLogger(__name__)
+
+Observe = Callable[[dict[str, Any]], None]
+
+
+class NodeLink:
+    """The connection to one node's agent. A broken one makes the node not ready at once, and lost
+    after `lost_after_s`; its pods are told anew when it comes back after that."""
+
+    def __init__(
+        self, name: str, node: Node, observe: Observe, lost_after_s: float = LOST_AFTER_S
+    ) -> None:
+        self.name = name
+        self.node = node
+        self._observe = observe
+        self._lost_after_s = lost_after_s
+        self._lost = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._channel = client.channel(f"{node.address}:{node.podmgr_port}")
+        self.stub = na_pb2_grpc.NodeAgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.pods = Informer(
+            f"{node.address}:{node.state_port}", "pod", on_connection=self._connection
+        )
+
+    async def start(self) -> None:
+        """Begin to follow the agent."""
+        self._observe(node_fact(self.name, self.node, ready=False))
+        self.pods.subscribe(self._pod)
+        await self.pods.start()
+
+    async def stop(self) -> None:
+        """Let go of the agent; its pods stay as they are."""
+        self._observe = _ignore
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.pods.stop()
+        await self._channel.close(None)
+
+    def fits(self, node: Node) -> bool:
+        """Whether `node` is reached where this link goes."""
+        mine = (self.node.address, self.node.podmgr_port, self.node.state_port)
+        return mine == (node.address, node.podmgr_port, node.state_port)
+
+    def update(self, node: Node) -> None:
+        """The node's object changed."""
+        self.node = node
+        self._observe(node_fact(self.name, node, ready=self.pods.connected))
+
+    def _pod(self, event: str, obj: Object[Pod]) -> None:
+        if event == DELETED:
+            self._observe({"kind": "pod_gone", "pod_id": obj.meta.name})
+        else:
+            self._observe(pod_fact(self.name, obj))
+
+    def _connection(self, connected: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if connected and self._lost:
+            # The informer tells only what changed, and the core has forgotten the rest.
+            self._lost = False
+            for obj in self.pods.list():
+                self._observe(pod_fact(self.name, obj))
+        self._observe(node_fact(self.name, self.node, ready=connected))
+        if connected:
+            _log.info("node %s is ready", self.name)
+        else:
+            _log.warning("the agent of node %s cannot be reached", self.name)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._lost_after_s, self._give_up)
+
+    def _give_up(self) -> None:
+        self._timer = None
+        self._lost = True
+        _log.warning("node %s is lost", self.name)
+        self._observe({"kind": "node_lost", "name": self.name})
+
+
+def _ignore(fact: dict[str, Any]) -> None:
+    """A link that was let go has nothing to tell."""
+
+
+class Links:
+    """The links to all nodes, following the node objects of the state service."""
+
+    def __init__(self, observe: Observe, pod_seen: Callable[[], None]) -> None:
+        self._observe = observe
+        self._pod_seen = pod_seen
+        self._links: dict[str, NodeLink] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, name: str) -> NodeLink | None:
+        """The link to a node."""
+        return self._links.get(name)
+
+    def all(self) -> list[NodeLink]:
+        """All links."""
+        return list(self._links.values())
+
+    def stub(self, name: str) -> Any | None:
+        """The agent's stub, None when the node is not known (any more)."""
+        link = self._links.get(name)
+        return None if link is None else link.stub
+
+    def node_changed(self, event: str, obj: Object[Node]) -> None:
+        """A node object was added, changed or deleted."""
+        name, link = obj.meta.name, self._links.get(obj.meta.name)
+        if event == DELETED:
+            if link is not None:
+                del self._links[name]
+                self._spawn(link.stop())
+            self._observe({"kind": "node_gone", "name": name})
+            return
+        if link is not None and link.fits(obj.spec):
+            link.update(obj.spec)
+            return
+        new = NodeLink(name, obj.spec, self._observe)
+        new.pods.subscribe(lambda event, pod: self._pod_seen())
+        self._links[name] = new
+        self._spawn(self._replace(link, new))
+
+    async def _replace(self, old: NodeLink | None, new: NodeLink) -> None:
+        if old is not None:
+            await old.stop()
+        await new.start()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def synced(self, timeout_s: float) -> None:
+        """Wait until every agent has told its pods, or is plainly not there."""
+        waits = [asyncio.create_task(link.pods.synced.wait()) for link in self.all()]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=timeout_s)
+            for wait in late:
+                wait.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Let go of all agents."""
+        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*(link.stop() for link in self.all()))

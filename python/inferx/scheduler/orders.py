@@ -1,0 +1,190 @@
+"""Orders of the core, carried out by the agents: start, resume, park, terminate.
+
+Must never retry: a result goes back to the core, which decides what comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from inferx.domain.meta import Key, Object
+from inferx.domain.objects import FunctionSpec
+from inferx.errors import Conflict, InferxError, NotFound, StaleEpoch, Unavailable
+from inferx.rpc import client
+from inferx.rpc import na_pb2 as pb
+from inferx.scheduler import metrics
+from inferx.scheduler.links import Links
+
+SLACK_S = 60.0  # room for victims to leave and images to come, beyond a worker's loading time
+LOADING_S = 90.0
+PARK_S = 60.0
+TERMINATE_S = 30.0
+
+# The function cannot be started as it is; another node would say the same.
+_FUNCTION_FAULTS = frozenset({"start_failed", "bad_request", "config"})
+# The agent answers these before it changes anything.
+_NOTHING_DONE = frozenset({"bad_request", "no_capacity", "conflict", "stale_epoch", "config"})
+_log = logging.getLogger(__name__)
+
+Effect = dict[str, Any]
+
+
+class Orders:
+    """`epoch` goes with each order; `stale` is called when an agent follows a newer scheduler."""
+
+    def __init__(
+        self,
+        links: Links,
+        function: Callable[[Key], Object[FunctionSpec] | None],
+        observe: Callable[[dict[str, Any]], None],
+        stale: Callable[[InferxError], None],
+    ) -> None:
+        self.epoch = 0
+        self.addresses: dict[str, tuple[str, int]] = {}
+        self._links = links
+        self._function = function
+        self._observe = observe
+        self._stale = stale
+        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def carry_out(self, effect: Effect) -> None:
+        """Begin; the result is observed by the core."""
+        kind = effect["effect"]
+        task = asyncio.create_task(self._run(effect), name=f"{kind}-{effect['pod_id']}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if kind in ("start", "resume"):
+            self._starts[effect["pod_id"]] = task
+            task.add_done_callback(lambda task: self._started(effect["pod_id"], task))
+
+    def _started(self, pod_id: str, task: asyncio.Task[None]) -> None:
+        if self._starts.get(pod_id) is task:
+            del self._starts[pod_id]
+
+    async def stop(self) -> None:
+        """Stop waiting for results; the agents go on with what they were told."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, effect: Effect) -> None:
+        kind = effect["effect"]
+        begun = time.monotonic()
+        error: InferxError | None = None
+        try:
+            await {
+                "start": self._start,
+                "resume": self._resume,
+                "park": self._park,
+                "terminate": self._terminate,
+            }[kind](effect)
+        except InferxError as failure:
+            error = failure
+        except Exception as failure:
+            _log.exception("%s of pod %s", kind, effect["pod_id"])
+            error = InferxError(f"internal error of the scheduler: {type(failure).__name__}")
+        metrics.order(kind, time.monotonic() - begun, error is None)
+        self._report(effect, error)
+
+    def _report(self, effect: Effect, error: InferxError | None) -> None:
+        kind, pod_id = effect["effect"], effect["pod_id"]
+        function = "/".join((effect["tenant"], effect["namespace"], effect["funcname"]))
+        result = "start_result" if kind == "resume" else f"{kind}_result"
+        fact: dict[str, Any] = {"kind": result, "pod_id": pod_id, "order": effect["order"]}
+        if error is None:
+            _log.info("%s of pod %s of %s done", kind, pod_id, function)
+            self._observe({**fact, "ok": True})
+            return
+        _log.warning("%s of pod %s of %s failed: %s", kind, pod_id, function, error.message)
+        if isinstance(error, StaleEpoch):
+            self._stale(error)
+        blamed = error.code in _FUNCTION_FAULTS and kind != "terminate"
+        gone = isinstance(error, NotFound) or (
+            kind == "start" and (error.code in _NOTHING_DONE or error.code == "start_failed")
+        )
+        code = "start_failed" if blamed else error.code
+        fact |= {"ok": False, "code": code, "reason": error.message, "gone": gone}
+        self._observe(fact)
+
+    def _stub(self, effect: Effect) -> Any:
+        stub = self._links.stub(effect["node"])
+        if stub is None:
+            raise Unavailable(f"node {effect['node']} is not known any more")
+        return stub
+
+    async def _start(self, effect: Effect) -> None:
+        stub = self._stub(effect)
+        function = self._function((effect["tenant"], effect["namespace"], effect["funcname"]))
+        if function is None or function.revision != effect["revision"]:
+            raise Conflict("the function was changed or deleted meanwhile")
+        request = pb.CreateFuncPodReq(
+            **_names(effect),
+            labels=[pb.KV(key=k, val=v) for k, v in function.meta.labels.items()],
+            annotations=[pb.KV(key=k, val=v) for k, v in function.meta.annotations.items()],
+            create_type=pb.Normal,
+            funcspec=json.dumps(function.raw["spec"]),
+            alloc_resources=json.dumps(effect["alloc"]),
+            terminate_pods=[self._terminate_request(pod) for pod in effect["terminate"]],
+            park_pods=[self._park_request(pod) for pod in effect["park"]],
+            epoch=self.epoch,
+        )
+        answer = await client.call(stub.CreateFuncPod, request, _loading_s(function) + SLACK_S)
+        self._learn(effect["pod_id"], answer.ipaddress, answer.port)
+
+    async def _resume(self, effect: Effect) -> None:
+        function = self._function((effect["tenant"], effect["namespace"], effect["funcname"]))
+        request = pb.ResumePodReq(
+            **_names(effect),
+            alloc_resources=json.dumps(effect["alloc"]),
+            terminate_pods=[self._terminate_request(pod) for pod in effect["terminate"]],
+            park_pods=[self._park_request(pod) for pod in effect["park"]],
+            epoch=self.epoch,
+        )
+        timeout_s = _loading_s(function) + SLACK_S
+        answer = await client.call(self._stub(effect).ResumePod, request, timeout_s)
+        self._learn(effect["pod_id"], answer.ipaddress, answer.port)
+
+    async def _park(self, effect: Effect) -> None:
+        await client.call(self._stub(effect).ParkPod, self._park_request(effect), PARK_S)
+
+    async def _terminate(self, effect: Effect) -> None:
+        start = self._starts.get(effect["pod_id"])
+        if start is not None:
+            # Not to overtake the request that makes the pod.
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+        request = self._terminate_request(effect)
+        await client.call(self._stub(effect).TerminatePod, request, TERMINATE_S)
+        self.addresses.pop(effect["pod_id"], None)
+
+    def _terminate_request(self, pod: Effect) -> pb.TerminatePodReq:
+        return pb.TerminatePodReq(**_names(pod), epoch=self.epoch)
+
+    def _park_request(self, pod: Effect) -> pb.ParkPodReq:
+        return pb.ParkPodReq(**_names(pod), epoch=self.epoch)
+
+    def _learn(self, pod_id: str, ip: int, port: int) -> None:
+        self.addresses[pod_id] = (str(ipaddress.IPv4Address(ip)), port)
+
+
+def _names(pod: Effect) -> dict[str, Any]:
+    return {
+        "tenant": pod["tenant"],
+        "namespace": pod["namespace"],
+        "funcname": pod["funcname"],
+        "fprevision": pod["revision"],
+        "id": pod["pod_id"],
+    }
+
+
+def _loading_s(function: Object[FunctionSpec] | None) -> float:
+    if function is None or function.spec.sample_query is None:
+        return LOADING_S
+    return float(function.spec.sample_query.loading_timeout_s)

@@ -1,0 +1,104 @@
+"""Pods as people see them: the core's view of each, with what its agent knows.
+
+Must never be a source of facts for the core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from inferx.domain import codec
+from inferx.domain.meta import Key, Object
+from inferx.domain.objects import Pod, PodStatus, read_alloc
+from inferx.domain.reader import Fields
+from inferx.errors import InferxError
+from inferx.scheduler.brain import Brain
+from inferx.scheduler.links import Links
+from inferx.store.view import ObjectView
+
+REFRESH_S = 0.05  # changes within this time are shown together
+_AGENTS_OWN = ("Init", "Creating", "Loading", "Resuming", "Parking", "Terminating")
+_log = logging.getLogger(__name__)
+
+
+class PodView:
+    """Keeps `servicer` (List, Watch, Get of kind pod) in step with the core."""
+
+    def __init__(self, brain: Callable[[], Brain], links: Links, version: str) -> None:
+        self.servicer = ObjectView(version, ("pod",))
+        self._brain = brain
+        self._links = links
+        self._shown: set[Key] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._after: Callable[[], None] = lambda: None
+
+    def on_refresh(self, after: Callable[[], None]) -> None:
+        """Call `after` each time the view was renewed."""
+        self._after = after
+
+    def changed(self) -> None:
+        """Something may have changed: renew the view shortly."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
+
+    def close(self) -> None:
+        """Show nothing new any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _refresh(self) -> None:
+        self._timer = None
+        of_agents: dict[Key, Object[Pod]] = {
+            obj.key: obj for link in self._links.all() for obj in link.pods.list()
+        }
+        shown: set[Key] = set()
+        for pod in self._brain().pods():
+            key = (pod["tenant"], pod["namespace"], pod["pod_id"])
+            shown.add(key)
+            self._put(key, self._describe(pod, of_agents.get(key)), of_agents.get(key))
+        for key, obj in of_agents.items():
+            # Why a pod failed is worth a look for as long as its agent keeps it.
+            if key not in shown and obj.spec.status.state == "Failed":
+                shown.add(key)
+                self._put(key, obj.spec, obj)
+        for key in self._shown - shown:
+            self.servicer.remove("pod", key)
+        self._shown = shown
+        self._after()
+
+    def _put(self, key: Key, pod: Pod, known: Object[Pod] | None) -> None:
+        labels = {} if known is None else known.meta.labels
+        annotations = {} if known is None else known.meta.annotations
+        try:
+            raw = pod.to_raw()
+            self.servicer.put(codec.new("pod", key, raw, labels=labels, annotations=annotations))
+        except InferxError as error:
+            _log.error("pod %s cannot be shown: %s", key, error)
+
+    def _describe(self, pod: dict[str, Any], known: Object[Pod] | None) -> Pod:
+        alloc = read_alloc(Fields(pod["alloc"], "alloc", []))
+        gpu = alloc.gpu
+        status = PodStatus() if known is None else known.spec.status
+        reason, since_ms = pod["reason"], pod["since_ms"] + self._brain().unix_offset_ms
+        if known is not None and status.state == pod["state"] and pod["state"] in _AGENTS_OWN:
+            reason, since_ms = reason or status.reason, status.since_ms
+        status = replace(
+            status,
+            state=pod["state"],
+            reason=reason,
+            since_ms=since_ms,
+            gpus=() if gpu is None else gpu.devices,
+            vram_mb=alloc.vram_mb_per_device * (0 if gpu is None else len(gpu.devices)),
+            start=pod["start"],
+        )
+        return Pod(
+            funcname=pod["funcname"],
+            fprevision=pod["revision"],
+            node=pod["node"],
+            alloc=alloc,
+            status=status,
+        )

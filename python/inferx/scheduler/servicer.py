@@ -1,0 +1,135 @@
+"""SchedulerService for gateways: messages in, verbs of the brain, messages out.
+
+Must never decide anything.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from inferx import telemetry
+from inferx.domain.meta import Key, check_name
+from inferx.errors import BadRequest, InferxError, NotFound, StaleLease
+from inferx.rpc import na_pb2 as pb
+from inferx.rpc import na_pb2_grpc
+from inferx.scheduler import metrics
+from inferx.scheduler.brain import LEASE_TTL_MS, Brain, Granted, Wish
+
+_log = logging.getLogger(__name__)
+
+AddressOf = Callable[[str], tuple[str, int]]
+Learn = Callable[[Key], Awaitable[None]]
+
+
+class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
+    """`address_of` finds a pod's address; `learn` reads a function that is not known yet."""
+
+    def __init__(self, brain: Brain, epoch: int, address_of: AddressOf, learn: Learn) -> None:
+        self._brain = brain
+        self._epoch = epoch
+        self._address_of = address_of
+        self._learn = learn
+
+    async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
+        """A gateway says which leases it holds; those that it must drop are named."""
+        self._brain.connect(request.gateway_id)
+        rejected = [
+            worker.lease_id
+            for worker in request.workers
+            if not self._brain.announce(
+                request.gateway_id, _lease_id(worker.lease_id), worker.id, worker.slots
+            )
+        ]
+        _log.info(
+            "gateway %d announced %d leases, %d rejected",
+            request.gateway_id,
+            len(request.workers),
+            len(rejected),
+        )
+        return pb.ConnectResp(rejected_lease_ids=rejected, epoch=self._epoch)
+
+    async def LeaseWorker(self, request: pb.LeaseWorkerReq, context: Any) -> pb.LeaseWorkerResp:
+        """Slots of a worker, after a start if need be; answers by the deadline."""
+        key = _key(request)
+        begun = time.monotonic()
+        with telemetry.bind(request_id=request.request_id):
+            try:
+                if not self._brain.knows(key, request.fprevision):
+                    await self._learn(key)
+                granted = await self._brain.lease(
+                    Wish(
+                        key=key,
+                        revision=request.fprevision,
+                        gateway_id=request.gateway_id,
+                        request_id=request.request_id,
+                        slots=request.slots,
+                        wait_ms=request.deadline_ms,
+                    )
+                )
+            except InferxError as error:
+                metrics.refused(error.code)
+                _log.info("no lease of %s: %s (%s)", "/".join(key), error.message, error.code)
+                raise
+            if context.cancelled():
+                self._brain.give_back(granted.lease_id)
+        metrics.granted(granted.start, time.monotonic() - begun)
+        return self._answer(granted)
+
+    def _answer(self, granted: Granted) -> pb.LeaseWorkerResp:
+        try:
+            ip, port = self._address_of(granted.pod_id)
+        except InferxError:
+            self._brain.give_back(granted.lease_id, ok=False)
+            raise
+        address = int(ipaddress.IPv4Address(ip))
+        return pb.LeaseWorkerResp(
+            id=granted.pod_id,
+            ipaddr=address,
+            keepalive=granted.start == "warm",
+            hostipaddr=address,
+            hostport=port,
+            lease_id=str(granted.lease_id),
+            epoch=self._epoch,
+            slots=granted.slots,
+            start=granted.start,
+            expires_ms=LEASE_TTL_MS,
+        )
+
+    async def ReturnWorker(self, request: pb.ReturnWorkerReq, context: Any) -> pb.ReturnWorkerResp:
+        """Ends a lease; `StaleLease` when it is not live."""
+        if not self._brain.give_back(_lease_id(request.lease_id), ok=not request.failworker):
+            raise StaleLease(f"lease {request.lease_id} of pod {request.id} is not live")
+        return pb.ReturnWorkerResp()
+
+    async def RefreshGateway(
+        self, request: pb.RefreshGatewayReq, context: Any
+    ) -> pb.RefreshGatewayResp:
+        """A heartbeat; `NotFound` asks a gateway to announce its leases."""
+        if not self._brain.refresh(request.gateway_id):
+            raise NotFound(f"gateway {request.gateway_id} is not connected; announce its leases")
+        return pb.RefreshGatewayResp()
+
+    async def KillPod(self, request: pb.KillPodReq, context: Any) -> pb.KillPodResp:
+        """Ends a pod, whatever it does."""
+        ended = self._brain.kill(request.id)
+        if ended is None:
+            return pb.KillPodResp(status=pb.NOT_FOUND)
+        return pb.KillPodResp(status=pb.OK if ended else pb.INVALID_STATE)
+
+
+def _key(request: pb.LeaseWorkerReq) -> Key:
+    return (
+        check_name(request.tenant, "tenant"),
+        check_name(request.namespace, "namespace"),
+        check_name(request.funcname, "funcname"),
+    )
+
+
+def _lease_id(text: str) -> int:
+    if not text.isdecimal() or len(text) > 19:
+        raise BadRequest(f"lease_id: expected a decimal number, got {text!r}")
+    return int(text)
