@@ -75,6 +75,8 @@ struct Outcome {
     at_130: f64,
     runs: f64,
     nanos: Vec<u32>,
+    /// CPU time of all arrivals: what one core needs, also on a machine with other work.
+    busy_nanos: f64,
 }
 
 /// Arrivals as a share of the GPUs of the cluster, at the end of a run.
@@ -104,6 +106,7 @@ fn run(variant: &Variant, trace: &Trace, nodes: &Nodes, seed: u64, outcome: &mut
         placer.relearn();
     }
     let (mut arrived, mut used, mut at_100) = (0, 0, None);
+    let (wall, busy) = (Instant::now(), busy_nanos());
     for request in &arrivals {
         let demand = trace::demand(request);
         let start = Instant::now();
@@ -117,10 +120,21 @@ fn run(variant: &Variant, trace: &Trace, nodes: &Nodes, seed: u64, outcome: &mut
             at_100 = Some(used);
         }
     }
+    let wall = wall.elapsed().as_nanos() as f64;
+    outcome.busy_nanos += match (busy, busy_nanos()) {
+        (Some(start), Some(end)) => (end - start) as f64,
+        _ => wall,
+    };
     let pct = |units: u64| units as f64 * 100.0 / capacity as f64;
     outcome.at_130 += pct(used);
     outcome.at_100 += pct(at_100.unwrap_or(used));
     outcome.runs += 1.0;
+}
+
+/// CPU time of this thread so far, where the kernel tells (Linux).
+fn busy_nanos() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split(' ').next()?.parse().ok()
 }
 
 /// One arrival: learn from it unless all is known, decide, deduct.
@@ -140,8 +154,7 @@ fn decide(placer: &mut Placer, request: &Request, known: bool) -> bool {
 
 fn row(variant: &Variant, trace: &Trace, mut outcome: Outcome) -> String {
     outcome.nanos.sort_unstable();
-    let total: f64 = outcome.nanos.iter().map(|nanos| f64::from(*nanos)).sum();
-    let per_second = outcome.nanos.len() as f64 * 1e9 / total;
+    let per_second = outcome.nanos.len() as f64 * 1e9 / outcome.busy_nanos;
     let at = |part: f64| {
         let index = (outcome.nanos.len() as f64 * part) as usize;
         f64::from(outcome.nanos[index.min(outcome.nanos.len() - 1)]) / 1e3

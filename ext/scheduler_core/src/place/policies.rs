@@ -68,12 +68,12 @@ impl Policy {
     pub(crate) fn weights(self) -> Option<Weights> {
         match self {
             Policy::Fgd => Some(Weights {
-                uncapped: 1.0,
+                capped_odds: 0.0,
                 scarcity: 0.0,
                 best_fit: 0.0,
             }),
             Policy::Inferx => Some(Weights {
-                uncapped: 0.75,
+                capped_odds: 0.5,
                 scarcity: 0.5,
                 best_fit: 0.005,
             }),
