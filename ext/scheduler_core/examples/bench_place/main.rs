@@ -1,9 +1,11 @@
 //! Measures placement on lists of real pods: GPUs allocated and time per decision, by policy.
 //! Never tunes anything to a list: every policy gets the arrivals and nothing else.
 //!
-//! Usage: `bench_place DIR [--seeds N] [--only POLICY,..] [--traces NAME,..]`, where DIR holds
-//! `*node_list*.csv`, `*pod_list_*.csv` and, if known, `published_alloc_by_policy.csv`.
+//! Usage: `bench_place [DIR] [--seeds N] [--only POLICY,..] [--traces NAME,..]`, where DIR holds
+//! `*node_list*.csv`, `*pod_list_*.csv` and, if known, `published_alloc_by_policy.csv`. Without
+//! DIR, nodes and pods are made up from a fixed seed.
 
+mod generate;
 mod trace;
 
 use std::fmt::Write as _;
@@ -195,8 +197,10 @@ fn ours(variant: &Variant) -> bool {
     variant.policy == Policy::Inferx
 }
 
+const USAGE: &str = "usage: bench_place [DIR] [--seeds N] [--only POLICY,..] [--traces NAME,..]";
+
 struct Arguments {
-    folder: PathBuf,
+    folder: Option<PathBuf>,
     seeds: u64,
     only: Option<Vec<String>>,
     traces: Option<Vec<String>>,
@@ -204,7 +208,7 @@ struct Arguments {
 
 fn arguments() -> Result<Arguments, String> {
     let mut found = Arguments {
-        folder: PathBuf::new(),
+        folder: None,
         seeds: 10,
         only: None,
         traces: None,
@@ -219,18 +223,22 @@ fn arguments() -> Result<Arguments, String> {
             }
             "--only" => found.only = list(value()?),
             "--traces" => found.traces = list(value()?),
-            _ => found.folder = PathBuf::from(word),
+            flag if flag.starts_with('-') => return Err(format!("{flag}: {USAGE}")),
+            _ => found.folder = Some(PathBuf::from(word)),
         }
     }
-    if found.folder.as_os_str().is_empty() || found.seeds == 0 {
-        return Err("usage: bench_place DIR [--seeds N] [--only POLICY,..] [--traces ..]".into());
+    if found.seeds == 0 {
+        return Err(USAGE.to_owned());
     }
     Ok(found)
 }
 
 fn measure() -> Result<(), String> {
     let wanted = arguments()?;
-    let (nodes, traces) = trace::load(&wanted.folder)?;
+    let (nodes, traces) = match &wanted.folder {
+        Some(folder) => trace::load(folder)?,
+        None => generate::generate(),
+    };
     let chosen = |list: &Option<Vec<String>>, name: &str| {
         list.as_ref()
             .is_none_or(|list| list.iter().any(|other| other == name))

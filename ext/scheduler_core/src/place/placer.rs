@@ -1,7 +1,7 @@
 //! The placement decision: cluster, policy, learned requests and the index, behind one type.
 //! Never acts: it says where a pod should go, and deducts it there when told to.
 
-use super::cluster::{AllocId, Cluster, NodeId};
+use super::cluster::Cluster;
 use super::hashing::{FastMap, hash_of};
 use super::index::Index;
 use super::learn::{Learner, Typical, content_hash, distance};
@@ -10,6 +10,7 @@ use super::potential::TYPICAL_MAX;
 use super::rating::{AskRating, Rater};
 use super::request::{NoFit, PlaceError, Request};
 use super::resources::Ask;
+use super::view::{AllocId, NodeId};
 
 /// Heap entries that all indexes together may hold, about 32 bytes each.
 const ENTRIES_MAX: usize = 1 << 22;
@@ -176,26 +177,37 @@ impl Placer {
         let ask = Ask::new(*request, &self.cluster.kinds);
         let mut best: Option<(f32, u64, (u64, u32))> = None;
         for slot in slots {
-            let node = self.cluster.node_at(slot);
-            let free = node.canonical(&self.cluster.kinds, self.cluster.tagged);
-            let Some(scored) = self.rater.fresh(&self.cluster, &free, &ask) else {
+            let Some((score, tie)) = self.rated(slot, &ask) else {
                 continue;
             };
-            let score = match self.rater.scorer.policy {
-                Policy::Random(seed) => (hash_of(&(seed, self.decisions, node.key.0)) >> 40) as f32,
-                Policy::FirstFit => -(node.generation as f32),
-                _ => scored.score,
-            };
-            let tie = free.tie(&self.cluster.kinds, &self.cluster.shapes);
+            let key = self.cluster.node_at(slot).key;
             let better = best.is_none_or(|best| {
                 let ahead = score.total_cmp(&best.0).then(best.1.cmp(&tie));
-                ahead.then(best.2.cmp(&node.key)).is_gt()
+                ahead.then(best.2.cmp(&key)).is_gt()
             });
             if better {
-                best = Some((score, tie, node.key));
+                best = Some((score, tie, key));
             }
         }
         self.choice(best?.2.1, &ask)
+    }
+
+    /// Score and tie-breaker of one node, or `None` when the request does not fit on it.
+    fn rated(&mut self, slot: u32, ask: &Ask) -> Option<(f32, u64)> {
+        let cluster = &self.cluster;
+        let node = cluster.node_at(slot);
+        let by_node = match self.rater.scorer.policy {
+            Policy::Random(seed) => (hash_of(&(seed, self.decisions, node.key.0)) >> 40) as f32,
+            Policy::FirstFit => -(node.generation as f32),
+            _ => {
+                let free = node.canonical(&cluster.kinds, cluster.tagged);
+                let scored = self.rater.fresh(cluster, &free, ask)?;
+                return Some((scored.score, free.tie(&cluster.kinds, &cluster.shapes)));
+            }
+        };
+        let free = &cluster.states.get(node.state?).free;
+        let fits = free.check(&ask.request, &cluster.kinds).is_ok();
+        fits.then_some((by_node, 0))
     }
 
     /// The devices to take on a node that was chosen.

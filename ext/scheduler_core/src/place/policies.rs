@@ -183,7 +183,8 @@ impl Scorer {
         match self.policy {
             Policy::BestFit => -(cpu(cpu_left) + gpu(units_left)),
             Policy::DotProd => -(cpu(free.cpu) * cpu(request.cpu_millis) + gpu(units) * gpu(taken)),
-            Policy::GpuClustering => clustering(free, request),
+            // Within a class the fuller node first.
+            Policy::GpuClustering => clustering(free, request) - gpu(units) / 2.0,
             Policy::GpuPacking => {
                 let in_use = units < shape.units || free.cpu < shape.cpu;
                 let shared = devices.0.iter().any(|position| {
