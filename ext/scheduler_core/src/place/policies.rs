@@ -209,9 +209,12 @@ struct Subject<'a> {
     worth: Option<&'a Worth>,
 }
 
-/// Only this kind of demand on the node, no GPU demand yet, this kind among others, others only.
+/// Only this kind of demand on the node, this kind among others, no GPU demand yet, others only.
 fn clustering(free: &Free, request: &Request) -> f32 {
-    let own = tag_of(request).map_or(0, |tag| 1 << tag);
+    let Some(tag) = tag_of(request) else {
+        return 0.0;
+    };
+    let own = 1 << tag;
     if free.tags == own {
         3.0
     } else if free.tags == 0 {
