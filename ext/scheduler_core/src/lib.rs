@@ -4,6 +4,7 @@
 pub mod core;
 pub mod keepalive;
 pub mod lease;
+pub mod ledger;
 pub mod nodes;
 pub mod place;
 pub mod pod;
@@ -13,4 +14,4 @@ pub mod queue;
 pub mod sim;
 
 pub use crate::core::Core;
-pub use crate::core::model;
+pub use crate::core::{messages, model};

@@ -2,7 +2,8 @@
 //! It must never ask back; what a fact does not say stays as it was.
 
 use super::Core;
-use super::model::{Backoff, Fact, FuncId, FuncKey, PodIx, Policy, Refusal, Spec};
+use super::messages::{Fact, Refusal};
+use super::model::{Backoff, FuncId, FuncKey, PodIx, Policy, Spec};
 use crate::nodes::{Capacity, Ledger, Node, NodeId};
 
 impl Core {
@@ -171,6 +172,7 @@ impl Core {
         node.boot_id = boot_id;
         node.ready = ready;
         node.ledger.capacity = has;
+        self.overfull.insert(id);
     }
 
     /// The pods of a lost node are gone as far as anybody can tell; should it come back with them,

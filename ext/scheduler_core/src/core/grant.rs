@@ -2,7 +2,8 @@
 //! It must never start a pod; what is missing is left to `plan`.
 
 use super::Core;
-use super::model::{Answer, Ask, Effect, FuncId, FuncKey, Grant, Pod, PodIx, Refusal, StartKind};
+use super::messages::{Answer, Ask, Effect, Grant, Refusal};
+use super::model::{FuncId, FuncKey, Pod, PodIx, StartKind};
 use super::timers::Timer;
 use crate::lease::{Lease, LeaseId};
 use crate::pod::{Event, State};

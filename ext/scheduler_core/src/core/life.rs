@@ -2,8 +2,10 @@
 //! It must never choose a pod; `plan`, `room` and `tick` do.
 
 use super::Core;
-use super::model::{Effect, FuncId, Op, PodIx};
+use super::messages::Effect;
+use super::model::{FuncId, Op, PodIx};
 use super::timers::Timer;
+use crate::nodes::Holding;
 use crate::pod::{Event, State};
 
 /// Late news of this many ended pods is recognised.
@@ -59,16 +61,13 @@ impl Core {
     /// A resumed pod no longer needs the host copy of its GPU memory.
     fn drop_image(&mut self, ix: PodIx) {
         let pod = self.pods.get_mut(&ix).expect("a pod that is gone");
-        let mut extra = pod.held.clone();
-        extra.mem_mib = pod.held.mem_mib.saturating_sub(pod.spec.mem_mib);
-        (extra.cpu_millis, extra.cache_mib) = (0, 0);
-        extra.gpus.clear();
+        let extra = Holding {
+            cache_mib: pod.held.cache_mib.saturating_sub(pod.spec.cache_mib),
+            ..Holding::default()
+        };
         pod.held.subtract(&extra);
-        self.nodes
-            .get_mut(&pod.node)
-            .expect("a node that is gone")
-            .ledger
-            .release(&extra);
+        let node = self.nodes.get_mut(&pod.node).expect("a node that is gone");
+        node.ledger.release(&extra);
     }
 
     /// The agent holds the pod in standby: only host memory stays taken.
@@ -93,7 +92,7 @@ impl Core {
         self.retire_unwanted(now_ms, ix);
     }
 
-    /// Moves an idle pod towards standby; it takes the host memory for its image at once.
+    /// Moves an idle pod towards standby; it takes the cache memory for its image at once.
     pub(super) fn begin_park(&mut self, now_ms: u64, ix: PodIx) {
         self.apply(now_ms, ix, Event::Park);
         let pod = self.pods.get_mut(&ix).expect("a pod that is gone");
@@ -101,11 +100,11 @@ impl Core {
         pod.parking_seen = false;
         pod.parked = pod.spec.standby_holding(&pod.held);
         let extra = pod.spec.image_mib(&pod.held);
-        pod.held.mem_mib += extra;
+        pod.held.cache_mib += extra;
         // An adopted pod may hold less than its function asks for today.
         pod.parked = pod.parked.min(&pod.held);
         let node = self.nodes.get_mut(&pod.node).expect("a node that is gone");
-        node.ledger.used.mem_mib += extra;
+        node.ledger.used.cache_mib += extra;
         self.counters.parks += 1;
         self.unmet_follows(ix);
     }
@@ -170,8 +169,8 @@ impl Core {
 
     fn image_fits(&self, ix: PodIx) -> bool {
         let pod = self.pod(ix);
-        let ledger = &self.nodes[&pod.node].ledger;
-        ledger.used.mem_mib + pod.spec.image_mib(&pod.held) <= ledger.capacity.mem_mib
+        let image_mib = pod.spec.image_mib(&pod.held);
+        self.nodes[&pod.node].ledger.has_cache(image_mib)
     }
 
     /// Does the function's policy and its tenant allow one more standby pod on that node, when

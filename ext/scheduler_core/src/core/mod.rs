@@ -6,10 +6,12 @@ mod check;
 mod facts;
 mod grant;
 mod life;
+pub mod messages;
 pub mod model;
 mod outcome;
 mod plan;
 mod room;
+mod start;
 mod tick;
 pub mod timers;
 pub mod view;
@@ -20,7 +22,8 @@ use crate::lease::Leases;
 use crate::nodes::{Node, NodeId};
 use crate::pod::{Event, next};
 use crate::queue::Tickets;
-use model::{Config, Effect, FuncId, FuncKey, Function, Pod, PodIx, PodRef, Tenant};
+use messages::{Effect, PodRef};
+use model::{Config, FuncId, FuncKey, Function, Pod, PodIx, Tenant};
 use timers::{Timer, Timers};
 
 /// Deeds counted since the start of the process.
@@ -68,6 +71,8 @@ pub struct Core {
     /// Functions that want more than they have; looked at again when resources may be free.
     unmet: BTreeSet<FuncId>,
     capacity_changed: bool,
+    /// Nodes that report more in use than they have; it passes as their pods end.
+    overfull: BTreeSet<NodeId>,
     effects: Vec<Effect>,
     counters: Counters,
 }
@@ -100,6 +105,7 @@ impl Core {
             dirty: BTreeSet::new(),
             unmet: BTreeSet::new(),
             capacity_changed: false,
+            overfull: BTreeSet::new(),
             effects: Vec::new(),
             counters: Counters::default(),
         }
@@ -118,6 +124,11 @@ impl Core {
                 self.dirty.extend(self.unmet.iter().copied());
             }
             if self.dirty.is_empty() {
+                let nodes = &self.nodes;
+                self.overfull.retain(|id| {
+                    let node = nodes.get(id);
+                    node.is_some_and(|node| !node.ledger.is_within_capacity())
+                });
                 return;
             }
             let batch = std::mem::take(&mut self.dirty);

@@ -2,7 +2,8 @@
 //! It must never trust news of an order that a newer one has overtaken.
 
 use super::Core;
-use super::model::{Effect, Op, Outcome, Pod, PodFact, PodIx, PodRef, StartKind};
+use super::messages::{Effect, Outcome, PodFact, PodRef};
+use super::model::{Op, Pod, PodIx, StartKind};
 use super::timers::Timer;
 use crate::nodes::Holding;
 use crate::pod::{Event, State};
@@ -187,7 +188,12 @@ impl Core {
         let standby = matches!(state, State::Standby | State::Parking | State::Terminating);
         let pod = Pod {
             op: (state == State::Terminating).then_some(Op::Terminate),
-            parked: spec.standby_holding(&fact.held),
+            parked: match state {
+                State::Standby => fact.held.clone(),
+                _ => spec.standby_holding(&fact.held),
+            },
+            // The order that ends it was another process's; it is repeated if that takes long.
+            retry_at_ms: (state == State::Terminating).then_some(until_ms),
             held: fact.held,
             start: if state == State::Resuming {
                 StartKind::Resume
@@ -209,21 +215,19 @@ impl Core {
         };
         let ix = self.add_pod(pod);
         if state == State::Parking {
-            // Its image is on its way to host memory, and the parked holding is what stays.
+            // Its image is on its way to the cache memory.
             let pod = self.pods.get_mut(&ix).expect("just added");
-            let missing = pod.parked.mem_mib.saturating_sub(pod.held.mem_mib);
             let extra = Holding {
-                mem_mib: missing,
+                cache_mib: pod.parked.cache_mib.saturating_sub(pod.held.cache_mib),
                 ..Holding::default()
             };
             pod.held.add(&extra);
             pod.parked = pod.parked.min(&pod.held);
-            self.nodes
-                .get_mut(&node)
-                .expect("a node that is gone")
-                .ledger
-                .take(&extra);
+            let node = self.nodes.get_mut(&node).expect("a node that is gone");
+            node.ledger.take(&extra);
         }
+        // A former process may have told the agent to make room, which has not happened yet.
+        self.overfull.insert(node);
         self.arm_pod(ix, until_ms);
         self.dirty.insert(func);
         self.capacity_changed = true;

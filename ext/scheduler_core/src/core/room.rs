@@ -260,7 +260,10 @@ fn missing(ledger: &Ledger, more: &Holding) -> Holding {
     Holding {
         cpu_millis: over(used.cpu_millis, more.cpu_millis, has.cpu_millis),
         mem_mib: over(used.mem_mib, more.mem_mib, has.mem_mib),
-        cache_mib: over(used.cache_mib, more.cache_mib, has.cache_mib),
+        cache_mib: match has.cache_mib {
+            0 => 0,
+            limit => over(used.cache_mib, more.cache_mib, limit),
+        },
         gpus: gpus.collect(),
     }
 }

@@ -2,7 +2,8 @@
 //! It must never look at anything whose alarm did not ring.
 
 use super::Core;
-use super::model::{Effect, FuncId, Op, PodIx, Refusal};
+use super::messages::{Effect, Refusal};
+use super::model::{FuncId, Op, PodIx};
 use super::timers::Timer;
 use crate::pod::State;
 use crate::queue::TicketId;

@@ -1,7 +1,8 @@
 //! What people and metrics see of the core. It must never be read to decide anything.
 
-use super::model::{Alloc, FuncKey, PodIx};
-use super::plan::alloc_of;
+use super::messages::Alloc;
+use super::model::{FuncKey, PodIx};
+use super::start::alloc_of;
 use super::{Core, Counters};
 use crate::nodes::Node;
 use crate::pod::State;

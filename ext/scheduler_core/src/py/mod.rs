@@ -1,0 +1,228 @@
+//! The Python rim of this crate: argument conversion and error mapping, nothing else.
+//! It must never decide anything; `_ext.pyi` holds the documentation of what is here.
+
+mod effects;
+mod facts;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+
+use crate::core::Core;
+use crate::core::messages::{Answer, Ask, Refusal};
+use crate::core::model::{Config, FuncKey};
+use crate::pod::{self, Event, State};
+use crate::queue::TicketId;
+use effects::{alloc_dict, effect_dict, key_dict};
+use facts::{Reader, parse_fact};
+
+/// Adds this crate's classes to the extension module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<SchedulerCore>()?;
+    module.add_function(wrap_pyfunction!(pod_table, module)?)?;
+    module.add_function(wrap_pyfunction!(pod_transition, module)?)
+}
+
+#[pyfunction]
+fn pod_table() -> Vec<(&'static str, &'static str, &'static str)> {
+    let rows = pod::table().into_iter();
+    rows.map(|(from, event, to)| (from.name(), event.name(), to.name()))
+        .collect()
+}
+
+#[pyfunction]
+fn pod_transition(state: &str, event: &str) -> PyResult<&'static str> {
+    let state = parse_state(state)?;
+    let event = Event::parse(event)
+        .ok_or_else(|| PyValueError::new_err(format!("no pod event is named {event:?}")))?;
+    let next = pod::next(state, event).map_err(|why| PyValueError::new_err(why.to_string()))?;
+    Ok(next.name())
+}
+
+fn parse_state(name: &str) -> PyResult<State> {
+    State::parse(name)
+        .ok_or_else(|| PyValueError::new_err(format!("no pod state is named {name:?}")))
+}
+
+#[pyclass(module = "inferx._ext")]
+struct SchedulerCore {
+    core: Core,
+}
+
+#[pymethods]
+impl SchedulerCore {
+    #[new]
+    #[pyo3(signature = (pod_id_prefix, idle_park_ms = 5000, lease_ttl_ms = 15000, takeover_ms = 3000))]
+    fn new(pod_id_prefix: &str, idle_park_ms: u64, lease_ttl_ms: u64, takeover_ms: u64) -> Self {
+        let pod_id_prefix = pod_id_prefix.to_owned();
+        let config = Config {
+            pod_id_prefix,
+            idle_park_ms,
+            lease_ttl_ms,
+            takeover_ms,
+            ..Config::default()
+        };
+        SchedulerCore {
+            core: Core::new(config),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn lease<'py>(
+        &mut self,
+        py: Python<'py>,
+        now_ms: u64,
+        tenant: &str,
+        namespace: &str,
+        funcname: &str,
+        revision: i64,
+        gateway_id: i64,
+        request_id: &str,
+        slots: u32,
+        deadline_ms: u64,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        // The current revision serves every caller; gateways learn of an edit on their own.
+        let _ = revision;
+        let ask = Ask {
+            key: func_key(tenant, namespace, funcname),
+            gateway: gateway_id,
+            request_id: request_id.to_owned(),
+            slots,
+            deadline_ms,
+        };
+        match self.core.lease(now_ms, ask) {
+            Answer::Leased(g) => {
+                ("leased", g.lease.0, g.pod_id, g.slots, g.start.name()).into_pyobject(py)
+            }
+            Answer::Queued(ticket) => ("queued", ticket.0).into_pyobject(py),
+            Answer::Refused(Refusal {
+                code,
+                message,
+                retry_after_ms,
+            }) => ("refused", code, message, retry_after_ms).into_pyobject(py),
+        }
+    }
+
+    #[pyo3(signature = (now_ms, lease_id, ok = true))]
+    fn give_back(&mut self, now_ms: u64, lease_id: u64, ok: bool) -> bool {
+        self.core.give_back(now_ms, lease_id, ok)
+    }
+
+    fn cancel(&mut self, now_ms: u64, ticket: u64) -> bool {
+        self.core.cancel(now_ms, TicketId(ticket))
+    }
+
+    fn connect(&mut self, now_ms: u64, gateway_id: i64) {
+        self.core.connect(now_ms, gateway_id);
+    }
+
+    fn refresh(&mut self, now_ms: u64, gateway_id: i64) -> bool {
+        self.core.refresh(now_ms, gateway_id)
+    }
+
+    fn announce(
+        &mut self,
+        now_ms: u64,
+        gateway_id: i64,
+        lease_id: u64,
+        pod_id: &str,
+        slots: u32,
+    ) -> bool {
+        self.core
+            .announce(now_ms, gateway_id, lease_id, pod_id, slots)
+    }
+
+    fn kill(&mut self, now_ms: u64, pod_id: &str) -> Option<bool> {
+        self.core.kill(now_ms, pod_id)
+    }
+
+    fn knows(&self, tenant: &str, namespace: &str, funcname: &str, revision: i64) -> bool {
+        self.core
+            .knows(&func_key(tenant, namespace, funcname), revision)
+    }
+
+    fn waiting(&self, tenant: &str, namespace: &str, funcname: &str) -> Option<(usize, String)> {
+        self.core.waiting(&func_key(tenant, namespace, funcname))
+    }
+
+    fn observe(&mut self, now_ms: u64, fact: &Bound<'_, PyDict>) -> PyResult<()> {
+        let fact = parse_fact(&Reader(fact))?;
+        self.core.observe(now_ms, fact);
+        Ok(())
+    }
+
+    fn tick(&mut self, now_ms: u64) {
+        self.core.tick(now_ms);
+    }
+
+    fn next_wakeup_ms(&self) -> Option<u64> {
+        self.core.next_wakeup_ms()
+    }
+
+    fn effects<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let effects = PyList::empty(py);
+        for effect in self.core.effects() {
+            effects.append(effect_dict(py, effect)?)?;
+        }
+        Ok(effects)
+    }
+
+    fn check(&self, now_ms: u64) {
+        self.core.check(now_ms);
+    }
+
+    fn pods<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let pods = PyList::empty(py);
+        for pod in self.core.pods() {
+            let dict = key_dict(py, &pod.key)?;
+            dict.set_item("pod_id", pod.pod_id)?;
+            dict.set_item("revision", pod.revision)?;
+            dict.set_item("node", pod.node)?;
+            dict.set_item("state", pod.state.name())?;
+            dict.set_item("reason", pod.reason)?;
+            dict.set_item("since_ms", pod.since_ms)?;
+            dict.set_item("slots", pod.slots)?;
+            dict.set_item("leased", pod.leased)?;
+            dict.set_item("start", pod.start)?;
+            dict.set_item("alloc", alloc_dict(py, &pod.alloc)?)?;
+            pods.append(dict)?;
+        }
+        Ok(pods)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.core.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("functions", stats.functions)?;
+        dict.set_item("nodes", stats.nodes)?;
+        dict.set_item("nodes_ready", stats.nodes_ready)?;
+        dict.set_item("leases", stats.leases)?;
+        dict.set_item("tickets", stats.tickets)?;
+        dict.set_item("gpu_mib_total", stats.gpu_mib_total)?;
+        dict.set_item("gpu_mib_used", stats.gpu_mib_used)?;
+        let pods = PyDict::new(py);
+        for (state, count) in stats.pods {
+            pods.set_item(state.name(), count)?;
+        }
+        dict.set_item("pods", pods)?;
+        let counters = stats.counters;
+        dict.set_item("starts_cold", counters.starts_cold)?;
+        dict.set_item("starts_resume", counters.starts_resume)?;
+        dict.set_item("starts_failed", counters.starts_failed)?;
+        dict.set_item("parks", counters.parks)?;
+        dict.set_item("terminations", counters.terminations)?;
+        dict.set_item("grants_warm", counters.grants_warm)?;
+        dict.set_item("grants_waited", counters.grants_waited)?;
+        dict.set_item("refusals", counters.refusals)?;
+        dict.set_item("leases_expired", counters.leases_expired)?;
+        Ok(dict)
+    }
+}
+
+fn func_key(tenant: &str, namespace: &str, name: &str) -> FuncKey {
+    FuncKey {
+        tenant: tenant.to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}

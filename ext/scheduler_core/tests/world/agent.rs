@@ -1,0 +1,82 @@
+//! A node agent of the simulation: it carries orders out late, fails some, tells its pods, and judges
+//! by its own books whether the core ever gave away more GPU memory than there is.
+
+use std::collections::BTreeMap;
+
+use scheduler_core::messages::{Alloc, PodFact, PodRef};
+use scheduler_core::model::FuncKey;
+use scheduler_core::nodes::{Capacity, GpuShare, Holding};
+use scheduler_core::pod::State;
+
+#[derive(Clone)]
+pub struct AgentPod {
+    pub key: FuncKey,
+    pub revision: i64,
+    pub state: State,
+    pub alloc: Alloc,
+}
+
+pub struct Agent {
+    pub name: String,
+    pub capacity: Capacity,
+    pub up: bool,
+    pub pods: BTreeMap<String, AgentPod>,
+    /// The stream of facts keeps their order; this is when the last one arrives.
+    pub stream_ms: u64,
+}
+
+impl Agent {
+    /// Takes the room of a pod, or says on which GPU it does not fit.
+    pub fn admit(&self, pod_id: &str, alloc: &Alloc, leaving: &[&str]) -> Result<(), String> {
+        for device in &alloc.devices {
+            let capacity = self.capacity.gpus.iter().find(|gpu| gpu.index == *device);
+            let capacity = capacity.ok_or("no such GPU")?.vram_mib;
+            let others = self.pods.iter().filter(|(id, pod)| {
+                *id != pod_id
+                    && pod.state != State::Standby
+                    && !leaving.contains(&id.as_str())
+                    && pod.alloc.devices.contains(device)
+            });
+            let taken: u64 = others.map(|(_, pod)| per_gpu(&pod.alloc)).sum();
+            if taken + per_gpu(alloc) > capacity {
+                return Err(format!("GPU {device} has {taken} of {capacity} taken"));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn fact(&self, pod_id: &str) -> Option<PodFact> {
+        let pod = self.pods.get(pod_id)?;
+        let parked = pod.state == State::Standby;
+        let share = |index: &u32| GpuShare {
+            index: *index,
+            mib: per_gpu(&pod.alloc),
+            contexts: 1,
+        };
+        let gpus = pod.alloc.devices.iter().map(share);
+        Some(PodFact {
+            pod_id: pod_id.to_owned(),
+            node: self.name.clone(),
+            key: pod.key.clone(),
+            revision: pod.revision,
+            state: pod.state,
+            reason: String::new(),
+            held: Holding {
+                cpu_millis: if parked { 0 } else { pod.alloc.cpu_millis },
+                mem_mib: pod.alloc.mem_mib,
+                cache_mib: pod.alloc.cache_mib,
+                gpus: if parked { Vec::new() } else { gpus.collect() },
+            },
+        })
+    }
+
+    pub fn set(&mut self, pod: &PodRef, state: State) {
+        if let Some(known) = self.pods.get_mut(&pod.pod_id) {
+            known.state = state;
+        }
+    }
+}
+
+fn per_gpu(alloc: &Alloc) -> u64 {
+    alloc.vram_mib + alloc.context_overhead_mib
+}

@@ -1,0 +1,390 @@
+//! The world around the core in the simulation: agents, gateways, edits and faults, all from one seed.
+
+mod agent;
+mod chaos;
+mod orders;
+mod random;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use scheduler_core::Core;
+use scheduler_core::messages::{Answer, Ask, Effect, Fact, Outcome, PodFact, PodRef, StartOrder};
+use scheduler_core::model::{Config, FuncKey, Policy, Spec};
+use scheduler_core::queue::TicketId;
+
+use agent::Agent;
+use random::Random;
+
+/// Something that will happen.
+pub enum Happening {
+    /// The next thing that users, operators or misfortune do.
+    Chaos,
+    Heartbeat(i64),
+    Return {
+        gateway: i64,
+        lease: u64,
+    },
+    Cancel(TicketId),
+    Begin {
+        kind: Kind,
+        order: StartOrder,
+    },
+    Loaded {
+        kind: Kind,
+        pod: PodRef,
+    },
+    Parked(PodRef),
+    Terminate(PodRef),
+    Park(PodRef),
+    Result {
+        kind: Kind,
+        outcome: Outcome,
+    },
+    Told(PodFact),
+    Gone(String),
+    NodeBack(usize),
+    NodeLost(usize),
+    Connect(i64),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Start,
+    Resume,
+    Park,
+    Terminate,
+}
+
+/// A gateway: what it believes to hold, and until when it is silent.
+#[derive(Default)]
+pub struct Gateway {
+    leases: BTreeMap<u64, (String, u32)>,
+    silent_until_ms: u64,
+}
+
+pub struct FunctionOf {
+    key: FuncKey,
+    revision: i64,
+    present: bool,
+    spec: Spec,
+    policy: Policy,
+}
+
+pub struct World {
+    seed: u64,
+    random: Random,
+    now: u64,
+    core: Core,
+    process: u64,
+    calm: bool,
+    /// The scheduler or a node was lost, so that books may differ for a while.
+    disturbed: bool,
+    agents: Vec<Agent>,
+    functions: Vec<FunctionOf>,
+    gateways: BTreeMap<i64, Gateway>,
+    tickets: BTreeMap<TicketId, i64>,
+    asked: u64,
+    queue: BTreeMap<(u64, u64), Happening>,
+    sequence: u64,
+    pub grants: u64,
+    pub resumes: u64,
+}
+
+fn core_of(seed: u64, process: u64) -> Core {
+    Core::new(Config {
+        pod_id_prefix: format!("{:06x}", (seed * 16 + process) & 0xff_ffff),
+        idle_park_ms: 500,
+        lease_ttl_ms: 2_000,
+        takeover_ms: 600,
+        backoff_ms: 100,
+        backoff_max_ms: 2_000,
+    })
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut world = World {
+            seed,
+            random: Random::new(seed),
+            now: 0,
+            core: core_of(seed, 0),
+            process: 0,
+            calm: false,
+            disturbed: false,
+            agents: Vec::new(),
+            functions: Vec::new(),
+            gateways: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            asked: 0,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            grants: 0,
+            resumes: 0,
+        };
+        world.populate();
+        world
+    }
+
+    /// Runs with faults for `steps` happenings, then calms down and looks at what is left.
+    pub fn run(&mut self, steps: u32) {
+        self.after(0, Happening::Chaos);
+        for _ in 0..steps {
+            self.step();
+        }
+        self.calm = true;
+        let until_ms = self.now + 200_000;
+        while self.now < until_ms && self.next_ms().is_some_and(|at_ms| at_ms < until_ms) {
+            self.step();
+        }
+        self.check_calm();
+    }
+
+    fn next_ms(&self) -> Option<u64> {
+        let world = self.queue.keys().next().map(|(at_ms, _)| *at_ms);
+        let core = self.core.next_wakeup_ms();
+        world.into_iter().chain(core).min()
+    }
+
+    fn step(&mut self) {
+        let Some(at_ms) = self.next_ms() else { return };
+        self.now = self.now.max(at_ms);
+        if self
+            .core
+            .next_wakeup_ms()
+            .is_some_and(|wakeup| wakeup <= self.now)
+        {
+            self.core.tick(self.now);
+        } else if let Some((_, happening)) = self.queue.pop_first() {
+            self.happen(happening);
+        }
+        self.carry_out();
+        self.core.check(self.now);
+    }
+
+    pub fn after(&mut self, delay_ms: u64, happening: Happening) {
+        self.sequence += 1;
+        self.queue
+            .insert((self.now + delay_ms, self.sequence), happening);
+    }
+
+    fn observe(&mut self, fact: Fact) {
+        self.core.observe(self.now, fact);
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Chaos => self.chaos(),
+            Happening::Heartbeat(id) => self.heartbeat(id),
+            Happening::Connect(id) => self.connect(id),
+            Happening::Return { gateway, lease } => self.give_back(gateway, lease),
+            Happening::Cancel(ticket) => {
+                let waits = self.tickets.remove(&ticket).is_some();
+                let taken = self.core.cancel(self.now, ticket);
+                assert!(taken || !waits, "a ticket that waits can be withdrawn");
+            }
+            Happening::Begin { kind, order } => self.begin(kind, order),
+            Happening::Loaded { kind, pod } => self.loaded(kind, &pod),
+            Happening::Parked(pod) => self.parked(&pod),
+            Happening::Terminate(pod) => self.terminate(&pod),
+            Happening::Park(pod) => self.park(&pod),
+            Happening::Result { kind, outcome } => self.result(kind, outcome),
+            Happening::Told(fact) => self.told(fact),
+            Happening::Gone(pod_id) => self.observe(Fact::PodGone { pod_id }),
+            Happening::NodeLost(at) => self.node_lost(at),
+            Happening::NodeBack(at) => self.node_back(at),
+        }
+    }
+
+    fn told(&mut self, fact: PodFact) {
+        if self.random.chance(10) {
+            let again = fact.clone();
+            self.observe(Fact::Pod(again));
+        }
+        self.observe(Fact::Pod(fact));
+    }
+
+    fn result(&mut self, kind: Kind, outcome: Outcome) {
+        if self.random.chance(10) {
+            let again = outcome.clone();
+            let delay_ms = self.random.below(500);
+            self.after(
+                delay_ms,
+                Happening::Result {
+                    kind,
+                    outcome: again,
+                },
+            );
+        }
+        self.observe(match kind {
+            Kind::Start | Kind::Resume => Fact::StartResult(outcome),
+            Kind::Park => Fact::ParkResult(outcome),
+            Kind::Terminate => Fact::TerminateResult(outcome),
+        });
+    }
+
+    fn carry_out(&mut self) {
+        for effect in self.core.effects() {
+            let delay_ms = self.random.below(30);
+            match effect {
+                Effect::Grant { ticket, grant } => {
+                    let gateway = self.tickets.remove(&ticket).expect("one answer a ticket");
+                    self.granted(gateway, grant.lease.0, grant.pod_id, grant.slots);
+                }
+                Effect::Refuse { ticket, refusal } => {
+                    let known = self.tickets.remove(&ticket);
+                    assert!(known.is_some(), "one answer a ticket");
+                    assert!(!refusal.message.is_empty(), "a refusal explains itself");
+                }
+                Effect::Start(order) => {
+                    self.after(
+                        delay_ms,
+                        Happening::Begin {
+                            kind: Kind::Start,
+                            order,
+                        },
+                    );
+                }
+                Effect::Resume(order) => {
+                    self.resumes += 1;
+                    self.after(
+                        delay_ms,
+                        Happening::Begin {
+                            kind: Kind::Resume,
+                            order,
+                        },
+                    );
+                }
+                Effect::Park(pod) => self.after(delay_ms, Happening::Park(pod)),
+                Effect::Terminate(pod) => self.after(delay_ms, Happening::Terminate(pod)),
+            }
+        }
+    }
+
+    // ---- gateways ----
+
+    fn ask(&mut self) {
+        let ids: Vec<i64> = self.gateways.keys().copied().collect();
+        let gateway = self.random.pick(&ids);
+        if self.gateways[&gateway].silent_until_ms > self.now {
+            return;
+        }
+        let at = self.random.below(self.functions.len() as u64) as usize;
+        self.asked += 1;
+        let ask = Ask {
+            key: self.functions[at].key.clone(),
+            gateway,
+            request_id: format!("r{}", self.asked),
+            slots: if self.random.chance(50) { 0 } else { 1 },
+            deadline_ms: self.now + 1 + self.random.below(6_000),
+        };
+        let again = self.random.chance(10).then(|| ask.clone());
+        let answer = self.core.lease(self.now, ask);
+        if let Some(again) = again {
+            match (&answer, self.core.lease(self.now, again)) {
+                (Answer::Leased(one), Answer::Leased(two)) => assert_eq!(one.lease, two.lease),
+                (Answer::Queued(one), Answer::Queued(two)) => assert_eq!(*one, two),
+                (Answer::Refused(_), Answer::Refused(_)) => {}
+                (one, two) => panic!("{one:?} and then {two:?} for the same request"),
+            }
+        }
+        match answer {
+            Answer::Leased(grant) => {
+                self.granted(gateway, grant.lease.0, grant.pod_id, grant.slots);
+            }
+            Answer::Queued(ticket) => {
+                self.tickets.insert(ticket, gateway);
+                if self.random.chance(10) {
+                    let delay_ms = self.random.below(1_000);
+                    self.after(delay_ms, Happening::Cancel(ticket));
+                }
+            }
+            Answer::Refused(refusal) => assert!(!refusal.message.is_empty()),
+        }
+    }
+
+    fn granted(&mut self, gateway: i64, lease: u64, pod_id: String, slots: u32) {
+        self.grants += 1;
+        assert!(slots > 0, "a lease holds slots");
+        let holder = self
+            .gateways
+            .get_mut(&gateway)
+            .expect("a gateway of this world");
+        assert!(
+            holder.leases.insert(lease, (pod_id, slots)).is_none(),
+            "lease ids are unique"
+        );
+        let delay_ms = self.random.below(900);
+        self.after(delay_ms, Happening::Return { gateway, lease });
+    }
+
+    fn give_back(&mut self, gateway: i64, lease: u64) {
+        let holder = self
+            .gateways
+            .get_mut(&gateway)
+            .expect("a gateway of this world");
+        if holder.silent_until_ms > self.now {
+            let delay_ms = holder.silent_until_ms - self.now;
+            return self.after(delay_ms, Happening::Return { gateway, lease });
+        }
+        if holder.leases.remove(&lease).is_none() {
+            return;
+        }
+        let ok = !self.random.chance(3);
+        let known = self.core.give_back(self.now, lease, ok);
+        if known {
+            assert!(!self.core.give_back(self.now, lease, ok), "given back once");
+        }
+    }
+
+    fn heartbeat(&mut self, id: i64) {
+        if self.gateways[&id].silent_until_ms <= self.now && !self.core.refresh(self.now, id) {
+            self.connect(id);
+        }
+        self.after(300, Happening::Heartbeat(id));
+    }
+
+    fn connect(&mut self, id: i64) {
+        self.core.connect(self.now, id);
+        let holder = self.gateways.get_mut(&id).expect("a gateway of this world");
+        let (core, now) = (&mut self.core, self.now);
+        holder
+            .leases
+            .retain(|lease, (pod_id, slots)| core.announce(now, id, *lease, pod_id, *slots));
+    }
+
+    // ---- the end ----
+
+    /// After the faults: everybody was answered, nothing is leased, and the core's pods are those that
+    /// the agents run, idle ones parked or ended.
+    fn check_calm(&self) {
+        assert_eq!(self.tickets.len(), 0, "every ticket was answered");
+        let stats = self.core.stats();
+        assert_eq!(
+            (stats.tickets, stats.leases),
+            (0, 0),
+            "nothing waits or is held"
+        );
+        let ours: BTreeSet<String> = self.core.pods().into_iter().map(|pod| pod.pod_id).collect();
+        let agents = self
+            .agents
+            .iter()
+            .flat_map(|agent| agent.pods.keys().cloned());
+        let theirs: BTreeSet<String> = agents.collect();
+        assert_eq!(ours, theirs, "the core and the agents know the same pods");
+        for function in &self.functions {
+            let of_function = |pod: &scheduler_core::core::view::PodView| pod.key == function.key;
+            let pods = self.core.pods().into_iter().filter(of_function);
+            let running = pods.filter(|pod| pod.state.is_running()).count();
+            let least = if function.present {
+                function.policy.min_replica as usize
+            } else {
+                0
+            };
+            assert!(
+                running <= least,
+                "{running} of {:?} still run",
+                function.key
+            );
+        }
+    }
+}
