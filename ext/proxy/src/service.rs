@@ -179,15 +179,13 @@ async fn json_call(
         &format!("{}/{}/{}", form.tenant, form.namespace, form.funcname),
     )?;
     let path = form.path.as_deref().unwrap_or("/funccall");
-    if !path.starts_with('/') {
-        return Err(Reject::bad_request("`path` does not start with a slash"));
-    }
+    let path = format!("/{}", path.strip_prefix('/').unwrap_or(path));
     let payload = body.slice_ref(form.payload.get().as_bytes());
     let mut headers = parts.headers;
     set_length(&mut headers, payload.len());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let call = Call {
-        uri: worker_uri(path)?,
+        uri: worker_uri(&path)?,
         method: Method::POST,
         headers,
         upload: Upload::Whole(payload),
