@@ -22,7 +22,7 @@ from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call, channel
 
-from tests.helpers.agent_node import alive, create_request, named, process_state
+from tests.helpers.agent_node import alive, create_request, kill_and_wait, named, process_state
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join([str(ROOT), *(str(Path(entry).resolve()) for entry in sys.path)])
@@ -159,7 +159,7 @@ async def test_a_pod_that_died_with_the_agent_away_is_reported(agent: AgentProce
     request = create_request("p1", "children", str(child_file))
     await call(agent.pods.CreateFuncPod, request, 30)
     await agent.end(signal.SIGKILL)
-    os.kill(agent.pid("p1"), signal.SIGKILL)
+    await asyncio.to_thread(kill_and_wait, agent.pid("p1"))
     child = int(child_file.read_text())
     assert alive(child)
     await agent.start()
@@ -172,7 +172,7 @@ async def test_a_pod_that_died_with_the_agent_away_is_reported(agent: AgentProce
 async def test_a_foreign_process_with_a_reused_pid_is_left_alone(agent: AgentProcess) -> None:
     await call(agent.pods.CreateFuncPod, create_request("p1"), 30)
     await agent.end(signal.SIGKILL)
-    os.killpg(agent.pid("p1"), signal.SIGKILL)
+    await asyncio.to_thread(kill_and_wait, agent.pid("p1"))
     foreign = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     try:
         record = agent.record("p1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,13 @@ def process_state(pid: int) -> str:
 
 def alive(pid: int) -> bool:
     return process_state(pid) not in "ZX"
+
+
+def kill_and_wait(pid: int) -> None:
+    """SIGKILL a process and return when it is dead, whoever its parent is."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        assert select.select([descriptor], [], [], 20)[0], f"process {pid} does not die"
+    finally:
+        os.close(descriptor)

@@ -23,7 +23,8 @@ from inferx.agent.epoch import EpochGuard
 from inferx.agent.housekeeping import Housekeeper
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
-from inferx.agent.pod import TERMINAL, Pod, Room, Tools
+from inferx.agent.pod import Pod, Room, Tools
+from inferx.agent.podstate import TERMINAL
 from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
 from inferx.agent.view import AgentView
@@ -235,7 +236,7 @@ class Manager:
         except OSError as error:
             self._tools.ledger.release(pod_id)
             self._tools.ledger.stay(room.ids)
-            raise StartFailed(f"pod {pod_id}: {error}") from error
+            raise Unavailable(f"node cannot keep pod {pod_id}: {error}") from error
         self._pods[pod.key.id] = pod
         pod.begin("start", room)
         return pod

@@ -1,6 +1,6 @@
 """One pod: a task that alone moves it through its states, starts, parks, resumes and ends it.
 
-Must never change the state past the table in `_ext.pod_transition`, nor touch another pod's state.
+Must never touch another pod's state, nor change its own past `PodState`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import httpx
 
-from inferx._ext import pod_transition
 from inferx.agent import records
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
+from inferx.agent.podstate import TERMINAL, PodState
 from inferx.agent.probe import Probe, prove
 from inferx.agent.requests import Request, Requests
 from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
@@ -28,7 +28,6 @@ from inferx.errors import InferxError, InvalidState, NoCapacity, StartFailed
 
 log = logging.getLogger("inferx.agent.pod")
 
-TERMINAL = frozenset({"Terminated", "Failed"})
 RESUME_TIMEOUT_S = 30.0
 CLEANUP_GRACE_S = 1.0
 DRIVER_FREES_WITHIN_S = 10.0
@@ -70,10 +69,10 @@ class Pod:
         self.tools = tools
         self.folder = folder
         self.record = record
+        self._state = PodState(folder, record, lambda: tools.report(self))
         self.launch = parse_launch(record.funcspec)
         self.alloc = parse_alloc(record.alloc)
         self.log = PodLog(folder)
-        self.worker: Worker | None = None
         self._requests: Requests[Room] = Requests()
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -84,7 +83,16 @@ class Pod:
 
     @property
     def state(self) -> str:
-        return self.record.state
+        return self._state.name
+
+    @property
+    def worker(self) -> Worker | None:
+        """The running worker; set by who adopts one."""
+        return self._state.worker
+
+    @worker.setter
+    def worker(self, worker: Worker | None) -> None:
+        self._state.worker = worker
 
     # ---- verbs ----
 
@@ -100,7 +108,7 @@ class Pod:
     def lost(self, reason: str) -> None:
         """The worker was found gone by who looked for it; the pod ends without a task."""
         self.record.error = None if self.state == "Terminating" else reason
-        self._move("exited" if self.state == "Terminating" else "fail", reason)
+        self._state.move("exited" if self.state == "Terminating" else "fail", reason)
 
     async def settled(self, verb: str) -> None:
         """Wait for the verb in progress, if there is one; raises what it raised."""
@@ -183,13 +191,13 @@ class Pod:
 
     async def _start(self, room: Room) -> None:
         try:
-            self._move("create", "making room" if room.ids else "starting")
+            self._state.move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
             await self._take()
             worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
-            self._move("started", "loading")
+            self._state.move("started", "loading")
             await self._prove(worker, sample_of(self.launch).loading_timeout_s)
-            self._move("probe_ok", "")
+            self._state.move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
                 raise  # the terminate that interrupted us is the next request
@@ -204,18 +212,18 @@ class Pod:
         if self.state == "Terminating":
             await self._terminate(Room())
             return
-        self._note("adopted")
+        self._state.note("adopted")
         try:
             if self.state == "Creating":
-                self._move("started", "adopted while starting")
+                self._state.move("started", "adopted while starting")
             if self.state in ("Loading", "Resuming", "Ready"):
                 await worker.thaw()
                 again = self.state != "Loading"
                 await self._prove(worker, sample_of(self.launch).loading_timeout_s, again=again)
                 if self.state != "Ready":
-                    self._move("probe_ok", "")
+                    self._state.move("probe_ok", "")
                 else:
-                    self._note("adopted")
+                    self._state.note("adopted")
             elif self.state == "Parking":
                 await self._frozen(worker)
         except InferxError as error:
@@ -230,14 +238,14 @@ class Pod:
         if self.worker is None:
             raise InvalidState(f"pod {self.key.id} has no worker")
         # Idle belongs to the scheduler; the agent passes through it on the way to Parking.
-        self.record.state = pod_transition(self.state, "admit")
-        self._move("park", "parking")
+        self._state.pass_through("admit")
+        self._state.move("park", "parking")
         await self._frozen(self.worker)
 
     async def _frozen(self, worker: Worker) -> None:
         await worker.freeze()
         self.tools.ledger.release(self.key.id)
-        self._move("parked", "frozen; holds host memory, no VRAM")
+        self._state.move("parked", "frozen; holds host memory, no VRAM")
 
     async def _resume(self, room: Room) -> None:
         if self.state == "Ready":
@@ -252,10 +260,10 @@ class Pod:
             raise
         try:
             self.record.start = "resume"
-            self._move("resume", "resuming")
+            self._state.move("resume", "resuming")
             await self.worker.thaw()
             await self._prove(self.worker, RESUME_TIMEOUT_S, again=True)
-            self._move("probe_ok", "")
+            self._state.move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
                 raise
@@ -263,17 +271,17 @@ class Pod:
 
     async def _terminate(self, _: Room) -> None:
         if self.state != "Terminating":
-            self._move("terminate", "terminating")
+            self._state.move("terminate", "terminating")
         try:
             if self.worker is not None:
                 await self.worker.stop(self.tools.grace_s)
         except InferxError as error:
             # Something of it still lives: its VRAM stays counted, and the next request tries again.
             self.record.error = error.message
-            self._note("could not be ended yet")
+            self._state.note("could not be ended yet")
             raise
         self.tools.ledger.release(self.key.id)
-        self._move("exited", "")
+        self._state.move("exited", "")
 
     async def _exited(self, _: Room) -> None:
         if self.worker is not None and self.worker.exited.done():
@@ -293,7 +301,6 @@ class Pod:
 
     def _hold(self, worker: Worker) -> Worker:
         self.worker = worker
-        self.record.worker = worker.record
         worker.exited.add_done_callback(self._on_exit)
         return worker
 
@@ -307,7 +314,8 @@ class Pod:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures:
             self.tools.ledger.stay(room.ids)
-            raise StartFailed(f"no room: {'; '.join(str(failure) for failure in failures)}")
+            reasons = "; ".join(str(failure) for failure in failures)
+            raise NoCapacity(f"pods did not make room: {reasons}")
 
     async def _take(self) -> None:
         """Take the promised VRAM. A driver frees memory some time after its process has ended."""
@@ -335,7 +343,7 @@ class Pod:
                 await self.worker.stop(CLEANUP_GRACE_S)
             except InferxError as left:
                 error = StartFailed(f"{error.message}; {left.message}")
-                self._end_as_failed(error)
+                self._state.fail(error.message)
                 return error
         self.tools.ledger.release(self.key.id)
         shown = self.log.tail(SHOWN_LOG_LINES)[-SHOWN_LOG_CHARS:].strip()
@@ -343,38 +351,8 @@ class Pod:
         message += f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
         # The pod's view may reach the scheduler before this call's answer does: both say the same.
         error = type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
-        self._end_as_failed(error)
+        self._state.fail(error.message)
         return error
-
-    def _end_as_failed(self, error: InferxError) -> None:
-        self.record.error = error.message
-        log.warning("pod %s failed: %s", self.key.id, error.message)
-        if self.state == "Terminating":
-            self._note(error.message)
-        else:
-            self._move("fail", error.message)
-
-    def _move(self, event: str, reason: str) -> None:
-        """The one place where the state changes: table, time, file, report."""
-        try:
-            self.record.state = pod_transition(self.state, event)
-        except ValueError as error:
-            raise InvalidState(f"pod {self.key.id}: {error}") from error
-        self.record.since_ms = time.time_ns() // 1_000_000
-        self._note(reason)
-
-    def _note(self, reason: str) -> None:
-        notes = self.worker.notes if self.worker is not None else ()
-        self.record.reason = "; ".join(part for part in (reason, *notes) if part)
-        if self.worker is not None:
-            self.record.worker = self.worker.record
-        try:
-            records.save(self.folder, self.record)
-        except OSError as error:
-            # A full disk must not end workers; an older record still leads to the process.
-            log.error("pod %s: its record cannot be written: %s", self.key.id, error)
-        log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
-        self.tools.report(self)
 
     def describe(self) -> cluster.Pod:
         """The pod as others see it: the `object` of its kind."""
