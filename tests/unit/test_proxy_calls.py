@@ -232,6 +232,10 @@ async def test_the_json_form(rig: Rig, worker: RawWorker) -> None:
         "/funccall", "POST", form.replace(b'"payload"', b'"path":"/p?q","payload"')
     )
     assert lines(moved)[0] == "POST /p?q HTTP/1.1"
+    bare = await rig.call(
+        "/funccall", "POST", form.replace(b'"payload"', b'"path":"v1/x","payload"')
+    )
+    assert lines(bare)[0] == "POST /v1/x HTTP/1.1"
     for body, what in [
         (b"{", "EOF"),
         (form.replace(b'"payload"', b'"other"'), "payload"),

@@ -180,7 +180,7 @@ async fn json_call(
     )?;
     // Manifests write their sample query's path without the slash; so may callers.
     let path = form.path.as_deref().unwrap_or("funccall");
-    let path = format!("/{}", path.trim_start_matches('/'));
+    let path = format!("/{}", path.strip_prefix('/').unwrap_or(path));
     let payload = body.slice_ref(form.payload.get().as_bytes());
     let mut headers = parts.headers;
     set_length(&mut headers, payload.len());

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from inferx._ext import Proxy
 from inferx.config import NodeConfig
@@ -49,6 +50,7 @@ class Gateway:
         self._proxy = Proxy(listen_host(config), config.gateway_port, control_socket)
         self.app = Starlette(
             lifespan=self._lifespan,
+            middleware=[Middleware(replies.RequestIds)],
             exception_handlers={
                 InferxError: replies.on_inferx_error,
                 HTTPException: replies.on_http_error,

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc.aio
 
+from inferx import telemetry
 from inferx._ext import Proxy
 from inferx.domain.meta import Key
 from inferx.errors import InferxError, QueueTimeout, Unavailable
@@ -176,9 +177,8 @@ class Workers:
                 deadline_ms=max(1, round(left_s * 1000)),
             )
             try:
-                answer = await client.call(
-                    self._stub.LeaseWorker, request, left_s + 2.0, [("x-request-id", request_id)]
-                )
+                with telemetry.bind(request_id=request_id):
+                    answer = await client.call(self._stub.LeaseWorker, request, left_s + 2.0)
             except Unavailable as error:
                 self._doubt.set()
                 if loop.time() + backoff_s >= deadline:
