@@ -351,11 +351,13 @@ class Pod:
                 self._state.fail(error.message)
                 return error
         self.tools.ledger.release(self.key.id)
-        self._state.fail(error.message)
         shown = self.log.tail(SHOWN_LOG_LINES)[-SHOWN_LOG_CHARS:].strip()
         message = f"pod {self.key.id}: {error.message}"
         message += f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
-        return type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
+        # The pod's view may reach the scheduler before this call's answer does: both say the same.
+        error = type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
+        self._state.fail(error.message)
+        return error
 
     def describe(self) -> cluster.Pod:
         """The pod as others see it: the `object` of its kind."""

@@ -131,10 +131,14 @@ impl Core {
 
     fn known_pod_fact(&mut self, now_ms: u64, ix: PodIx, fact: PodFact) {
         use State as S;
-        if fact.state.is_final() {
-            return self.pod_died(now_ms, ix, "start_failed", &fact.reason);
-        }
         let pod = self.pod(ix);
+        if fact.state.is_final() {
+            // The result of a start tells more of why it failed, and it is on its way.
+            if !matches!(pod.op, Some(Op::Start | Op::Resume)) {
+                self.remove_pod(now_ms, ix, true);
+            }
+            return;
+        }
         match (pod.op, pod.state, fact.state) {
             (Some(Op::Start) | None, S::Creating, S::Loading) => {
                 self.apply(now_ms, ix, Event::Started);
@@ -158,31 +162,11 @@ impl Core {
     /// The agent has no such pod (any more).
     pub(super) fn pod_gone(&mut self, now_ms: u64, pod_id: &str) {
         self.tombstones.remove(pod_id);
-        if let Some(ix) = self.pod_ids.get(pod_id).copied() {
-            self.pod_died(
-                now_ms,
-                ix,
-                "unavailable",
-                "the node agent no longer has the pod",
-            );
-        }
-    }
-
-    fn pod_died(&mut self, now_ms: u64, ix: PodIx, code: &str, reason: &str) {
-        let pod = self.pod(ix);
-        match pod.op {
-            Some(Op::Start | Op::Resume) => {
-                let outcome = Outcome {
-                    pod_id: pod.id.clone(),
-                    ok: false,
-                    code: code.to_owned(),
-                    reason: reason.to_owned(),
-                    gone: true,
-                    order: 0,
-                };
-                self.fail_start(now_ms, ix, &outcome);
-            }
-            _ => self.remove_pod(now_ms, ix, true),
+        let Some(ix) = self.pod_ids.get(pod_id).copied() else {
+            return;
+        };
+        if !matches!(self.pod(ix).op, Some(Op::Start | Op::Resume)) {
+            self.remove_pod(now_ms, ix, true);
         }
     }
 

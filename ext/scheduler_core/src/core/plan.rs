@@ -8,6 +8,11 @@ use super::room::Room;
 use crate::nodes::{Holding, Ledger, NodeId, Request, place};
 use crate::pod::{Event, State};
 
+/// When a caller may try again where the core cannot tell (ms): what is busy changes soon, what no
+/// node has comes at best with a new node.
+const RETRY_MS: u64 = 1_000;
+const RETRY_HOPELESS_MS: u64 = 30_000;
+
 /// Why no start was made; `hopeless` means that waiting would not help, so the tickets are refused.
 struct Blocked {
     refusal: Refusal,
@@ -17,7 +22,7 @@ struct Blocked {
 impl Blocked {
     fn wait(code: &'static str, message: impl Into<String>) -> Blocked {
         Blocked {
-            refusal: Refusal::new(code, message),
+            refusal: Refusal::new(code, message).retry_after(RETRY_MS),
             hopeless: false,
         }
     }
@@ -210,7 +215,7 @@ impl Core {
         let name = &self.functions[&func].key.name;
         let message = format!("{name} asks for more than any node has: {never}");
         Blocked {
-            refusal: Refusal::new("no_capacity", message),
+            refusal: Refusal::new("no_capacity", message).retry_after(RETRY_HOPELESS_MS),
             hopeless: true,
         }
     }

@@ -130,6 +130,10 @@ class ProcessWorker:
         # The leader was reaped by another parent; what is left of its session is still ours.
         return bool(self._members())
 
+    def _running(self) -> list[int]:
+        members = procfs.group_members(self.pid)
+        return [found.pid for found in members if found.state not in "Tt"]
+
     def _members(self) -> set[int]:
         return _orphans(self.pid, self._start_ticks)
 
