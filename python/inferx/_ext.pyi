@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 __version__: str
 """The version of the wheel."""
@@ -48,7 +48,15 @@ class Gpu:
 
     @property
     def driver(self) -> str:
-        """Driver version."""
+        """Version of the kernel driver; empty when it does not say."""
+
+    @property
+    def cuda(self) -> str:
+        """CUDA version of the driver, e.g. "13.0"."""
+
+    @property
+    def compute_capability(self) -> str:
+        """Compute capability, e.g. "9.0"."""
 
     @property
     def uuid(self) -> str:
@@ -104,12 +112,56 @@ class SoftDevice(Gpu):
         """A process ended, in whatever state; its memory is free again."""
 
 @final
+class CudaDevice(Gpu):
+    """An NVIDIA GPU; libcuda is loaded when the first one is opened."""
+
+    def __new__(cls, index: int = 0) -> CudaDevice:
+        """The GPU of this index. `DeviceError` 100 when the machine has no driver."""
+
+@final
 class CancelToken:
     """Cancels a save or a restore from another thread; it stops between two chunks."""
 
     def __new__(cls) -> CancelToken: ...
     def cancel(self) -> None:
         """Asks the job to stop; it raises `SnapshotError` then."""
+
+@final
+class HostPool:
+    """Pinned host memory in slots of 8 MiB: the tier between disk and GPU.
+
+    Pinning is slow, seconds for many GiB, so a pool is made when the agent starts.
+    """
+
+    def __new__(cls, gpu: Gpu, mib: int) -> HostPool:
+        """A pool of `mib`, rounded down to whole slots."""
+
+    @property
+    def capacity_mib(self) -> int:
+        """MiB in all."""
+
+    @property
+    def free_mib(self) -> int:
+        """MiB that no resident snapshot holds."""
+
+    def capture(self, gpu: Gpu, regions: Mapping[str, int]) -> ResidentSnapshot:
+        """Copies GPU memory (handles by name of region) into the pool.
+
+        When this returns, the memory may be freed. `MemoryError` when the pool is too full.
+        """
+
+@final
+class ResidentSnapshot:
+    """GPU memory in a host pool. Its slots are free again when this is dropped."""
+
+    @property
+    def host_mib(self) -> int:
+        """MiB of the pool that this holds; zero and repeated chunks take nothing."""
+
+    def restore(
+        self, gpu: Gpu, *, cancel: CancelToken | None = None
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Like `SnapshotStore.restore`, without the disk."""
 
 @final
 class SnapshotStore:
@@ -184,6 +236,27 @@ class SnapshotStore:
         page cache), `first_copy_us`, `elapsed_us`.
         """
 
+    def load(
+        self, id: str, pool: HostPool, *, cancel: CancelToken | None = None
+    ) -> ResidentSnapshot:
+        """Reads and checks the GPU regions into a host pool.
+
+        `MemoryError` when the pool is too full, `SnapshotError` for bad chunks (all are named).
+        """
+
+    def save_resident(
+        self,
+        id: str,
+        resident: ResidentSnapshot,
+        *,
+        identity: str = "{}",
+        extra: str = "{}",
+        created_unix_ms: int = 0,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Publishes a captured worker's memory as a snapshot, while the worker runs on."""
+
+@final
 class Proxy:
     """The HTTP data plane of a gateway: listener, dispatch and connections to workers.
 
@@ -191,8 +264,8 @@ class Proxy:
     thread and return at once, except `start` and `drain`. Times are milliseconds.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         host: str,
         port: int,
         control_socket: str | PathLike[str],
@@ -210,7 +283,7 @@ class Proxy:
         idle_timeout_ms: int = 300000,
         control_idle_timeout_ms: int = 3600000,
         pool_idle_timeout_ms: int = 4000,
-    ) -> None:
+    ) -> Self:
         """A plane that does not listen yet.
 
         `port` 0 lets the system choose. Requests that are not inference calls go to the Unix

@@ -161,14 +161,14 @@ def test_worker_that_exits_at_start(platform: Platform) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "start_failed")
     assert "3" in answer.json()["error"]["message"]
     assert "the weights are missing" in answer.json()["error"]["message"]
-    assert platform.pods("exits") == []
+    eventually(lambda: not platform.pods("exits"), what="the failed pod is gone")
 
 
 @pytest.mark.parametrize("flag", ["--never-ready", "--unhealthy"])
 def test_worker_that_never_gets_ready(platform: Platform, flag: str) -> None:
     manifest = function(f"late{flag}")
     manifest["object"]["spec"]["commands"] = [flag]
-    manifest["object"]["spec"]["sample_query"]["loadingTimeout"] = 1
+    manifest["object"]["spec"]["sample_query"]["loadingTimeout"] = 4
     platform.apply(manifest)
     answer = platform.call(manifest["name"])
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "start_failed")
@@ -186,7 +186,9 @@ def test_worker_that_dies_mid_stream_is_replaced(platform: Platform) -> None:
 
 def test_body_over_the_limit(platform: Platform) -> None:
     platform.apply(function("big"))
-    declared = "POST /funccall/public/test/big/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776"
+    declared = (
+        "POST /funccall/public/test/big/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776"
+    )
     with socket.create_connection(("127.0.0.1", platform.port), 10) as line:
         line.sendall(f"{declared}\r\n\r\n".encode())
         answer = line.makefile("rb").read()
@@ -195,10 +197,8 @@ def test_body_over_the_limit(platform: Platform) -> None:
 
 
 def test_queue_full_and_queue_timeout(platform: Platform) -> None:
-    platform.apply(
-        function("narrow", parallel=1, queue_len=1, queue_timeout=1.0, max_replica=1, vram_mb=1000)
-    )
-    assert platform.call("narrow", "pid").status_code == 200
+    platform.apply(function("narrow", parallel=1, queue_len=1, queue_timeout=1.5))
+    eventually(lambda: platform.call("narrow", "pid").status_code == 200, what="a worker")
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda _: platform.call("narrow", "wait?ms=3000"), range(3)))
     errors = {a.status_code: a.json().get("error", {}).get("code") for a in answers}

@@ -164,8 +164,8 @@ class RawWorker:
         try:
             while True:
                 await self._answer(wire, await wire.message())
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            return  # the streams of this Python report a cancelled handler as an error
         finally:
             self._tasks.discard(task)
             wire.close()

@@ -58,10 +58,10 @@ fn exported_memory_comes_back_as_the_same_memory() {
     assert!(device.export(&private).is_err());
     let shared = device.create(1, true).unwrap();
     let fd = device.export(&shared).unwrap();
-    let again = device.import(fd.as_fd()).unwrap();
+    let again = device.import(fd.as_fd(), GRANULARITY).unwrap();
     assert_eq!(device.used(), 2 * GRANULARITY);
     let other = SoftDevice::new(GRANULARITY).unwrap();
-    let foreign = other.import(fd.as_fd()).unwrap();
+    let foreign = other.import(fd.as_fd(), GRANULARITY).unwrap();
     assert_eq!((other.used(), foreign.len()), (GRANULARITY, GRANULARITY));
     device.release(shared).unwrap();
     device.release(again).unwrap();

@@ -174,8 +174,8 @@ fn the_index_decides_as_a_scan_does() {
         .into_iter()
         .filter(|policy| *policy != Policy::Random(0))
     {
-        for seed in 0..12 {
-            run(policy, seed, 600);
+        for seed in 0..6 {
+            run(policy, seed, 500);
         }
     }
 }

@@ -33,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 def listen_host(config: NodeConfig) -> str:
     """The loopback address for a node that lives there, every address otherwise."""
-    return "127.0.0.1" if ipaddress.ip_address(config.host_ip).is_loopback else "0.0.0.0"  # noqa: S104
+    if ipaddress.ip_address(config.host_ip).is_loopback:
+        return "127.0.0.1"
+    return "0.0.0.0"  # noqa: S104 (a gateway is there to be reached)
 
 
 class Gateway:

@@ -38,9 +38,10 @@ class ViewRoutes:
     ) -> None:
         self._functions = functions
         self._stats = stats
-        self._state = ixmeta_pb2_grpc.IxMetaServiceStub(state)  # type: ignore[no-untyped-call]
-        self._pods = ixmeta_pb2_grpc.IxMetaServiceStub(scheduler)  # type: ignore[no-untyped-call]
-        self._scheduler = na_pb2_grpc.SchedulerServiceStub(scheduler)  # type: ignore[no-untyped-call]
+        objects: Any = ixmeta_pb2_grpc.IxMetaServiceStub
+        leases: Any = na_pb2_grpc.SchedulerServiceStub
+        self._state, self._pods = objects(state), objects(scheduler)
+        self._scheduler = leases(scheduler)
 
     def routes(self) -> list[Route]:
         """The routes of this part."""

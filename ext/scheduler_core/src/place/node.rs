@@ -1,9 +1,10 @@
 //! One node's books: deducting a pod, giving it back, and listing the node under its state.
 //! Never lets a resource go below zero or above what the node offers.
 
-use super::cluster::{AllocId, Cluster, NodeId};
+use super::cluster::Cluster;
 use super::request::{GpuShare, NoFit, NodeSpec, PlaceError, Request};
 use super::resources::{DeviceKind, Free, UNLIMITED, sort_devices};
+use super::view::{AllocId, NodeId};
 
 /// A node with what is left of it.
 #[derive(Clone, Debug)]

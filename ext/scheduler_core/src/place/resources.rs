@@ -88,7 +88,8 @@ impl Free {
                 .is_some_and(|need| device.free >= need)
     }
 
-    /// Whether the request fits, and otherwise the first rule that it breaks.
+    /// Whether the request fits, and otherwise the first rule that it breaks. Devices must be in
+    /// canonical order.
     pub fn check(&self, request: &Request, kinds: &[DeviceKind]) -> Result<(), Misfit> {
         if self.pods == 0 {
             return Err(Misfit::PodLimit);
