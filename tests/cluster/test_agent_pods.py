@@ -107,7 +107,7 @@ async def test_a_worker_that_exits_is_reported_at_once_with_its_log(node: Node) 
 @pytest.mark.parametrize(
     ("mode", "named_reason"),
     [
-        ("silent", r"nothing listens on port \d+; the command has to listen"),
+        ("silent", r"GET /health: nothing listens on port \d+; the command has to listen"),
         ("error", "GET /health answered 500: .*the weights are broken"),
     ],
 )

@@ -243,7 +243,10 @@ class Pod:
         await self._frozen(self.worker)
 
     async def _frozen(self, worker: Worker) -> None:
-        await worker.freeze()
+        try:
+            await worker.freeze()
+        except InferxError as error:
+            raise await self._fail(error) from error
         self.tools.ledger.release(self.key.id)
         self._state.move("parked", "frozen; holds host memory, no VRAM")
 
@@ -338,6 +341,8 @@ class Pod:
 
     async def _fail(self, error: InferxError) -> InferxError:
         """End what is left, release the VRAM, and say why; returns the error for the caller."""
+        if self.state in TERMINAL:
+            return error
         if self.worker is not None:
             try:
                 await self.worker.stop(CLEANUP_GRACE_S)

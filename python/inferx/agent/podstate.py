@@ -67,5 +67,6 @@ class PodState:
         except OSError as error:
             # A full disk must not end workers; an older record still leads to the process.
             log.error("pod %s: its record cannot be written: %s", self.record.key.id, error)
-        log.info("pod %s %s %s", self.record.key.id, self.name, self.record.reason)
+        first_line = self.record.reason.partition("\n")[0]
+        log.info("pod %s %s %s", self.record.key.id, self.name, first_line)
         self._report()

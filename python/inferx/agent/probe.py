@@ -45,6 +45,9 @@ class Probe:
         self._by_prompt = spec.endpoint.probe_type == "Prompt"
         self._again = again
         self._sample = sample_of(spec)
+        by_prompt_now = self._by_prompt and not again
+        path = self._sample.path if by_prompt_now else spec.endpoint.probe
+        self._asks = f"{'POST' if by_prompt_now else 'GET'} /{path.lstrip('/')}"
         self._base = f"{spec.endpoint.schema.lower()}://{host}:{port}"
         self._port = port
         self._refused = True
@@ -70,15 +73,15 @@ class Probe:
                 return await self._ask_prompt(try_s, left_s)
             return await self._ask("GET", self._endpoint.probe, try_s)
         except httpx.ConnectError:
-            self.last = f"nothing listens on port {self._port}"
+            self.last = f"{self._asks}: nothing listens on port {self._port}"
         except (httpx.TimeoutException, TimeoutError):
             self._refused = False
             # A try that the end of the loading time cut short says less than the one before it.
             if try_s >= self._endpoint.probe_timeout_ms / 1000 or self.tries == 1:
-                self.last = f"no answer within {try_s * 1000:.0f} ms"
+                self.last = f"{self._asks}: no answer within {try_s * 1000:.0f} ms"
         except httpx.HTTPError as error:
             self._refused = False
-            self.last = f"{type(error).__name__}: {error}"
+            self.last = f"{self._asks}: {type(error).__name__}: {error}"
         return False
 
     async def _ask_prompt(self, try_s: float, left_s: float) -> bool:
@@ -105,7 +108,7 @@ class Probe:
             if self._satisfied(answer):
                 return True
             shown = body[:ANSWER_SHOWN_BYTES].decode("utf-8", errors="replace").strip()
-            self.last = f"{method} /{path.lstrip('/')} answered {answer.status_code}: {shown}"
+            self.last = f"{self._asks} answered {answer.status_code}: {shown}"
             return False
 
     def _satisfied(self, answer: httpx.Response) -> bool:
