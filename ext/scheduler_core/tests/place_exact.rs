@@ -50,6 +50,7 @@ fn request(random: &mut Random, types: &[TypeSet]) -> Request {
     let gpu = GpuRequest {
         count: [1, 1, 1, 2, 4][random.below(5) as usize],
         share,
+        contexts: [0, 1, 2][random.below(3) as usize],
         types: types[random.below(types.len() as u32) as usize],
     };
     Request {

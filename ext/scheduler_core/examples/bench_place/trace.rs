@@ -155,6 +155,7 @@ impl Pod {
         let gpu = GpuRequest {
             count: self.gpus,
             share,
+            contexts: 1,
             types,
         };
         Request {

@@ -65,7 +65,7 @@ impl Learner {
             sum.cpu += u64::from(request.cpu_millis) * count;
             sum.mem += u64::from(request.mem_mb) * count;
             let Some(gpu) = request.gpu else { continue };
-            let devices = u64::from(gpu.count.max(1)) * count;
+            let devices = gpu.devices_taken() as u64 * count;
             match gpu.share {
                 GpuShare::Units(units) => sum.units += u64::from(units) * devices,
                 GpuShare::Whole => sum.devices += devices,
@@ -135,13 +135,13 @@ pub(crate) fn content_hash(request: &Request, kinds: &[DeviceKind]) -> u64 {
             .filter(|kind| gpu.types.contains(kind.gpu_type))
             .fold(0, |sum: u64, kind| sum.wrapping_add(kind.hash))
     });
-    let (count, units) = match request.gpu {
-        None => (0, 0),
+    let demand = match request.gpu {
+        None => (0, 0, 0),
         Some(gpu) => match gpu.share {
-            GpuShare::Units(units) => (gpu.count, units),
-            GpuShare::Whole => (gpu.count, u32::MAX),
+            GpuShare::Units(units) => (gpu.count, gpu.contexts, units),
+            GpuShare::Whole => (gpu.count, gpu.contexts, u32::MAX),
         },
     };
     let host = (request.cpu_millis, request.mem_mb, request.cache_mb);
-    hash_of(&(host, types, count, units))
+    hash_of(&(host, types, demand))
 }

@@ -224,7 +224,7 @@ impl Placer {
         let window = self.rater.fresh(&self.cluster, &free, ask)?.window;
         let order = node.order(&self.cluster.kinds);
         let taken = self.rater.candidates.iter().skip(window);
-        let taken = taken.take(usize::from(gpu.count.max(1)));
+        let taken = taken.take(gpu.devices_taken());
         let devices = taken
             .map(|position| order[usize::from(*position)])
             .collect();

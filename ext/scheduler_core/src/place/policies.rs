@@ -132,7 +132,7 @@ impl Scorer {
             return Some(Scored { score, window: 0 });
         };
         free.candidates(ask, candidates);
-        let last = usize::from(gpu.count.max(1)) - 1;
+        let last = gpu.devices_taken() - 1;
         let mut best: Option<Scored> = None;
         for (window, devices) in candidates.windows(last + 1).enumerate() {
             let newest = free.devices[usize::from(devices[last])];

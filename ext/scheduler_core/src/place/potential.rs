@@ -252,6 +252,7 @@ impl Potential {
         } else {
             self.blocks
         };
+        let contexts = request.gpu.map_or(0, |gpu| gpu.contexts_taken());
         let mut sum = [0.0; BLOCK];
         for block in 0..blocks {
             let BlockWorth {
@@ -263,7 +264,7 @@ impl Potential {
                 let device = &free.devices[usize::from(*position)];
                 let need = &self.kinds[usize::from(device.kind)].need[block];
                 add_device(device.free as f32, need, -1.0, &mut usable, &mut eligible);
-                if device.contexts > 1 {
+                if device.contexts > contexts {
                     let left = (device.free - units) as f32;
                     add_device(left, need, 1.0, &mut usable, &mut eligible);
                 }
