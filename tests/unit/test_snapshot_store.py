@@ -151,7 +151,7 @@ def test_memory_waits_in_the_host_pool_and_is_written_later(tmp_path: Path) -> N
 
 
 def test_without_such_a_gpu_a_cuda_device_is_an_error() -> None:
-    with pytest.raises((DeviceError, ValueError), match="no CUDA driver|GPUs"):
+    with pytest.raises((DeviceError, ValueError), match=r"no CUDA driver|GPUs"):
         CudaDevice(1000)
 
 

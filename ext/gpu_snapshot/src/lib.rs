@@ -7,6 +7,7 @@ pub mod device;
 pub mod error;
 pub mod held;
 pub mod image;
+mod map;
 pub mod pipeline;
 pub mod soft;
 pub mod storage;

@@ -310,12 +310,7 @@ impl Device for SoftDevice {
         let memfd = fd
             .try_clone_to_owned()
             .map_err(|error| Error::io("dup of imported memory", error))?;
-        Ok(memory.hold(Arc::new(Block {
-            memfd,
-            len,
-            exportable: true,
-            identity,
-        })))
+        Ok(memory.hold(Arc::new(Block::of(memfd, len, true)?)))
     }
 
     fn pin(&self, buffer: &mut HostBuffer) -> Result<()> {
