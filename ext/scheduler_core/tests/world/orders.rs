@@ -179,6 +179,7 @@ impl World {
 
     pub(super) fn terminate(&mut self, pod: &PodRef) {
         let at = self.agent_of(pod);
+        self.withdraw_start(pod);
         if !self.agents[at].up || self.random.chance(5) {
             return self.answer(Kind::Terminate, pod, Some(("unavailable", false)));
         }
@@ -186,5 +187,21 @@ impl World {
             self.tell(at, &pod.pod_id);
         }
         self.answer(Kind::Terminate, pod, None);
+    }
+
+    /// An order to end a pod does not overtake the one that makes it, except once in a while.
+    fn withdraw_start(&mut self, pod: &PodRef) {
+        let makes = |happening: &Happening| match happening {
+            Happening::Begin { order, .. } => order.pod.pod_id == pod.pod_id,
+            _ => false,
+        };
+        if !self.queue.values().any(makes) {
+            return;
+        }
+        if self.random.chance(10) {
+            self.disturbed = true;
+        } else {
+            self.queue.retain(|_, happening| !makes(happening));
+        }
     }
 }
