@@ -124,8 +124,11 @@ impl World {
         let starting = |state| matches!(state, State::Creating | State::Resuming);
         let known = self.agents[at].pods.get(&pod.pod_id);
         if !known.is_some_and(|known| starting(known.state)) {
-            // It was ended meanwhile; whether anybody hears of that is chance.
-            if self.random.chance(50) {
+            // Ended meanwhile. Who ended it by an order has stopped listening, or hears of it late.
+            let pods = self.core.pods();
+            let ours = pods.iter().find(|ours| ours.pod_id == pod.pod_id);
+            let awaited = ours.is_some_and(|ours| ours.state.is_starting());
+            if awaited || self.random.chance(50) {
                 self.answer(kind, pod, Some(("start_failed", true)));
             }
             return;
