@@ -42,18 +42,18 @@ impl Core {
                 ready,
                 capacity,
             } => {
-                self.node(now_ms, name, boot_id, ready, capacity);
+                self.node(name, boot_id, ready, capacity);
             }
-            Fact::NodeLost { name } => self.node_lost(now_ms, &name),
+            Fact::NodeLost { name } => self.node_lost(&name),
             Fact::NodeGone { name } => {
-                self.node_lost(now_ms, &name);
+                self.node_lost(&name);
                 if let Some(id) = self.node_ids.remove(&name) {
                     self.nodes.remove(&id);
                     self.pods_on.remove(&id);
                 }
             }
             Fact::Pod(fact) => self.pod_fact(now_ms, fact),
-            Fact::PodGone { pod_id } => self.pod_gone(now_ms, &pod_id),
+            Fact::PodGone { pod_id } => self.pod_gone(&pod_id),
             Fact::StartResult(outcome) => self.start_result(now_ms, outcome),
             Fact::ParkResult(outcome) => self.park_result(now_ms, outcome),
             Fact::TerminateResult(outcome) => self.terminate_result(now_ms, outcome),
@@ -88,6 +88,7 @@ impl Core {
             function.backoff = Backoff::default();
         }
         function.present = true;
+        function.surplus = true;
         function.revision = revision;
         function.spec = spec;
         let slots = policy.parallel.max(1);
@@ -99,6 +100,7 @@ impl Core {
             }
         }
         self.retire_all_unwanted(now, func);
+        self.retire_surplus(now, func);
         self.arm_idle_pods(now, func);
         self.dirty.insert(func);
         self.capacity_changed = true;
@@ -147,7 +149,7 @@ impl Core {
         }
     }
 
-    fn node(&mut self, now: u64, name: String, boot_id: String, ready: bool, has: Capacity) {
+    fn node(&mut self, name: String, boot_id: String, ready: bool, has: Capacity) {
         self.capacity_changed = true;
         let Some(id) = self.node_ids.get(&name).copied() else {
             self.node_counter += 1;
@@ -166,7 +168,7 @@ impl Core {
             return;
         };
         if self.nodes[&id].boot_id != boot_id {
-            self.node_lost(now, &name);
+            self.node_lost(&name);
         }
         let node = self.nodes.get_mut(&id).expect("indexed");
         node.boot_id = boot_id;
@@ -177,7 +179,7 @@ impl Core {
 
     /// The pods of a lost node are gone as far as anybody can tell; should it come back with them,
     /// they are adopted like those of a former scheduler process.
-    fn node_lost(&mut self, now_ms: u64, name: &str) {
+    fn node_lost(&mut self, name: &str) {
         let Some(id) = self.node_ids.get(name).copied() else {
             return;
         };
@@ -194,7 +196,7 @@ impl Core {
             (pod.victims, pod.makes_room_for, pod.lent) = Default::default();
         }
         for ix in pods {
-            self.remove_pod(now_ms, ix, false);
+            self.remove_pod(ix, false);
         }
     }
 }

@@ -18,7 +18,7 @@ impl Core {
             self.pod_mut(victim).makes_room_for = None;
             match self.pod(victim).op {
                 Some(Op::Park) => self.set_parked(now_ms, victim),
-                _ => self.remove_pod(now_ms, victim, true),
+                _ => self.remove_pod(victim, true),
             }
         }
         self.walk_to_idle(now_ms, ix);
@@ -167,6 +167,19 @@ impl Core {
         true
     }
 
+    /// Idle replicas beyond the maximum leave, those unused longest first; busy ones stay until they
+    /// are idle.
+    pub(super) fn retire_surplus(&mut self, now_ms: u64, func: FuncId) {
+        let mut idle: Vec<PodIx> = self.pods_of(func);
+        idle.retain(|ix| self.is_evictable(self.pod(*ix)));
+        idle.sort_by_key(|ix| (self.pod(*ix).used_ms, *ix));
+        for ix in idle {
+            if self.running(func) > self.functions[&func].policy.max_replica {
+                self.retire_idle(now_ms, ix);
+            }
+        }
+    }
+
     fn image_fits(&self, ix: PodIx) -> bool {
         let pod = self.pod(ix);
         let image_mib = pod.spec.image_mib(&pod.held);
@@ -243,7 +256,7 @@ impl Core {
 
     /// Forgets a pod that no longer exists and frees what it held. What pods that were to make room
     /// for it had passed on goes back to them, because they are still there.
-    pub(super) fn remove_pod(&mut self, now_ms: u64, ix: PodIx, tombstone: bool) {
+    pub(super) fn remove_pod(&mut self, ix: PodIx, tombstone: bool) {
         self.order_victims(ix);
         self.leave_starter(ix);
         self.end_leases_of(ix);
@@ -272,13 +285,13 @@ impl Core {
         self.dirty.insert(pod.func);
         self.capacity_changed = true;
         if tombstone {
-            self.bury(now_ms, pod.id);
+            self.bury(pod.id);
         }
         self.forget_function(pod.func);
     }
 
-    fn bury(&mut self, now_ms: u64, pod_id: String) {
-        self.tombstones.insert(pod_id.clone(), now_ms);
+    fn bury(&mut self, pod_id: String) {
+        self.tombstones.insert(pod_id.clone());
         self.tombstone_order.push_back(pod_id);
         while self.tombstone_order.len() > TOMBSTONES_MAX {
             if let Some(oldest) = self.tombstone_order.pop_front() {

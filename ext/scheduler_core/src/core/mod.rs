@@ -58,9 +58,9 @@ pub struct Core {
     pods_on: BTreeMap<NodeId, BTreeSet<PodIx>>,
     pod_ids: BTreeMap<String, PodIx>,
     pods: BTreeMap<PodIx, Pod>,
-    /// Pods that ended here, with the time of the last order to end them: late news of them is
-    /// answered with another such order instead of adopting them.
-    tombstones: BTreeMap<String, u64>,
+    /// Pods that ended here: late news of them is answered with another order to end them instead of
+    /// adopting them.
+    tombstones: BTreeSet<String>,
     tombstone_order: std::collections::VecDeque<String>,
     leases: Leases,
     tickets: Tickets,
@@ -96,7 +96,7 @@ impl Core {
             pods_on: BTreeMap::new(),
             pod_ids: BTreeMap::new(),
             pods: BTreeMap::new(),
-            tombstones: BTreeMap::new(),
+            tombstones: BTreeSet::new(),
             tombstone_order: std::collections::VecDeque::new(),
             leases,
             tickets: Tickets::default(),
@@ -199,6 +199,7 @@ impl Core {
             present: false,
             pods: BTreeSet::new(),
             backoff: model::Backoff::default(),
+            surplus: false,
             waiting_for: None,
         };
         self.functions.insert(id, function);

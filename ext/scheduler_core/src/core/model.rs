@@ -195,6 +195,8 @@ pub struct Function {
     pub present: bool,
     pub pods: BTreeSet<PodIx>,
     pub backoff: Backoff,
+    /// It has more replicas than its policy allows: the policy was changed, or pods were adopted.
+    pub surplus: bool,
     /// Why its tickets wait.
     pub waiting_for: Option<Refusal>,
 }

@@ -8,9 +8,6 @@ use super::timers::Timer;
 use crate::nodes::Holding;
 use crate::pod::{Event, State};
 
-/// An order to end a pod that should be gone is repeated at most this often (ms).
-const REPEAT_MS: u64 = 2_000;
-
 impl Core {
     /// The pod whose latest order this outcome answers.
     fn answered(&self, outcome: &Outcome, ops: &[Op]) -> Option<PodIx> {
@@ -22,7 +19,7 @@ impl Core {
 
     pub(super) fn start_result(&mut self, now_ms: u64, outcome: Outcome) {
         let Some(ix) = self.answered(&outcome, &[Op::Start, Op::Resume]) else {
-            return self.late_start_result(now_ms, outcome);
+            return self.late_start_result(outcome);
         };
         match outcome.ok {
             true => self.set_ready(now_ms, ix),
@@ -31,12 +28,12 @@ impl Core {
     }
 
     /// The start was overtaken by an order to end the pod: only "nothing is left of it" matters.
-    fn late_start_result(&mut self, now_ms: u64, outcome: Outcome) {
+    fn late_start_result(&mut self, outcome: Outcome) {
         let Some(ix) = self.pod_ids.get(&outcome.pod_id).copied() else {
             return;
         };
         if self.pod(ix).op == Some(Op::Terminate) && !outcome.ok && outcome.gone {
-            self.remove_pod(now_ms, ix, true);
+            self.remove_pod(ix, true);
         }
     }
 
@@ -63,7 +60,7 @@ impl Core {
             self.timers.set(node.retry_at_ms, Timer::Node(node_id));
         }
         match outcome.gone {
-            true => self.remove_pod(now_ms, ix, true),
+            true => self.remove_pod(ix, true),
             false => self.terminate(now_ms, ix),
         }
         self.capacity_changed = true;
@@ -75,7 +72,7 @@ impl Core {
         };
         match (outcome.ok, outcome.gone) {
             (true, _) => self.set_parked(now_ms, ix),
-            (false, true) => self.remove_pod(now_ms, ix, true),
+            (false, true) => self.remove_pod(ix, true),
             (false, false) => {
                 self.terminate(now_ms, ix);
                 self.pod_mut(ix).reason = outcome.reason;
@@ -89,7 +86,7 @@ impl Core {
             return;
         };
         if ended {
-            return self.remove_pod(now_ms, ix, true);
+            return self.remove_pod(ix, true);
         }
         let at_ms = now_ms + self.config.backoff_ms;
         let pod = self.pod_mut(ix);
@@ -104,9 +101,9 @@ impl Core {
         if let Some(ix) = self.pod_ids.get(&fact.pod_id).copied() {
             return self.known_pod_fact(now_ms, ix, fact);
         }
-        if let Some(told_ms) = self.tombstones.get_mut(&fact.pod_id) {
-            if fact.state.is_live() && now_ms >= *told_ms + REPEAT_MS {
-                *told_ms = now_ms;
+        if self.tombstones.contains(&fact.pod_id) {
+            if fact.state.is_live() {
+                // Either old news, then this does no harm, or the order to make it came late.
                 let PodFact {
                     pod_id,
                     node,
@@ -136,7 +133,7 @@ impl Core {
         if fact.state.is_final() {
             // The result of a start tells more of why it failed, and it is on its way.
             if !matches!(pod.op, Some(Op::Start | Op::Resume)) {
-                self.remove_pod(now_ms, ix, true);
+                self.remove_pod(ix, true);
             }
             return;
         }
@@ -161,13 +158,13 @@ impl Core {
     }
 
     /// The agent has no such pod (any more).
-    pub(super) fn pod_gone(&mut self, now_ms: u64, pod_id: &str) {
+    pub(super) fn pod_gone(&mut self, pod_id: &str) {
         self.tombstones.remove(pod_id);
         let Some(ix) = self.pod_ids.get(pod_id).copied() else {
             return;
         };
         if !matches!(self.pod(ix).op, Some(Op::Start | Op::Resume)) {
-            self.remove_pod(now_ms, ix, true);
+            self.remove_pod(ix, true);
         }
     }
 
@@ -228,6 +225,7 @@ impl Core {
         }
         // A former process may have told the agent to make room, which has not happened yet.
         self.overfull.insert(node);
+        self.functions.get_mut(&func).expect("just found").surplus = true;
         self.arm_pod(ix, until_ms);
         self.dirty.insert(func);
         self.capacity_changed = true;
@@ -263,7 +261,7 @@ impl Core {
         let mut number = self.pod_counter + 1;
         loop {
             let id = format!("{prefix}{number:0width$x}");
-            if !self.pod_ids.contains_key(&id) && !self.tombstones.contains_key(&id) {
+            if !self.pod_ids.contains_key(&id) && !self.tombstones.contains(&id) {
                 return id;
             }
             number += 1;

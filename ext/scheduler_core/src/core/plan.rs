@@ -34,6 +34,12 @@ impl Core {
         if !self.functions.contains_key(&func) {
             return;
         }
+        if self.functions[&func].surplus {
+            self.retire_surplus(now_ms, func);
+            let limit = self.functions[&func].policy.max_replica;
+            let surplus = self.running(func) > limit;
+            self.functions.get_mut(&func).expect("checked").surplus = surplus;
+        }
         self.grant_waiting(now_ms, func);
         let mut lacking = self.pods_lacking(func);
         let mut waiting_for = None;

@@ -228,9 +228,9 @@ impl World {
         if self.random.chance(50) {
             self.agents[at].pods.clear();
         }
+        self.forget_stream(at);
         if self.random.chance(70) {
             let name = self.agents[at].name.clone();
-            self.forget_stream(at);
             self.observe(Fact::NodeLost { name });
         } else {
             self.tell_node(at, false);

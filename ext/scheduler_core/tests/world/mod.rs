@@ -370,7 +370,11 @@ impl World {
             .iter()
             .flat_map(|agent| agent.pods.keys().cloned());
         let theirs: BTreeSet<String> = agents.collect();
-        assert_eq!(ours, theirs, "the core and the agents know the same pods");
+        let pods = self.core.pods();
+        assert_eq!(
+            ours, theirs,
+            "the core and the agents know the same pods: {pods:?}"
+        );
         for function in &self.functions {
             let of_function = |pod: &scheduler_core::core::view::PodView| pod.key == function.key;
             let pods = self.core.pods().into_iter().filter(of_function);

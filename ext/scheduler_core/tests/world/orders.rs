@@ -124,8 +124,11 @@ impl World {
         let starting = |state| matches!(state, State::Creating | State::Resuming);
         let known = self.agents[at].pods.get(&pod.pod_id);
         if !known.is_some_and(|known| starting(known.state)) {
-            // It was ended meanwhile; whether anybody hears of that is chance.
-            if self.random.chance(50) {
+            // Ended meanwhile. Who ended it by an order has stopped listening, or hears of it late.
+            let pods = self.core.pods();
+            let ours = pods.iter().find(|ours| ours.pod_id == pod.pod_id);
+            let awaited = ours.is_some_and(|ours| ours.state.is_starting());
+            if awaited || self.random.chance(50) {
                 self.answer(kind, pod, Some(("start_failed", true)));
             }
             return;
@@ -179,6 +182,7 @@ impl World {
 
     pub(super) fn terminate(&mut self, pod: &PodRef) {
         let at = self.agent_of(pod);
+        self.withdraw_start(pod);
         if !self.agents[at].up || self.random.chance(5) {
             return self.answer(Kind::Terminate, pod, Some(("unavailable", false)));
         }
@@ -186,5 +190,21 @@ impl World {
             self.tell(at, &pod.pod_id);
         }
         self.answer(Kind::Terminate, pod, None);
+    }
+
+    /// An order to end a pod does not overtake the one that makes it, except once in a while.
+    fn withdraw_start(&mut self, pod: &PodRef) {
+        let makes = |happening: &Happening| match happening {
+            Happening::Begin { order, .. } => order.pod.pod_id == pod.pod_id,
+            _ => false,
+        };
+        if !self.queue.values().any(makes) {
+            return;
+        }
+        if self.random.chance(10) {
+            self.disturbed = true;
+        } else {
+            self.queue.retain(|_, happening| !makes(happening));
+        }
     }
 }
