@@ -15,6 +15,7 @@ import uvloop
 from granian.constants import Interfaces
 from granian.errors import FatalError
 from granian.server.embed import Server
+
 from inferx import telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError

@@ -445,6 +445,9 @@ class SchedulerCore:
     def connect(self, now_ms: int, gateway_id: int) -> None:
         """A gateway is there; its leases live while it is heard of."""
 
+    def replace(self, now_ms: int, gateway_id: int) -> None:
+        """The process of that gateway is gone; its leases end at once."""
+
     def refresh(self, now_ms: int, gateway_id: int) -> bool:
         """A heartbeat. False for an unknown gateway, which has to connect and announce its leases."""
 

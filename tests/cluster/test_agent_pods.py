@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+
 from inferx.errors import (
     BadRequest,
     InvalidState,
@@ -24,7 +25,6 @@ from inferx.errors import (
 )
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
-
 from tests.helpers.agent_node import (
     SECRET,
     Node,

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inferx import statesvc
 from inferx.config import load
 from inferx.errors import StaleEpoch
 from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call, channel
-
 from tests.helpers.agent_node import alive, create_request, kill_and_wait, named, process_state
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from inferx import config, statesvc
 from inferx.config import EtcdConfig, Secret
 from inferx.errors import Compacted, ConfigError, NotFound, Unauthenticated, Unavailable
@@ -18,7 +19,6 @@ from inferx.store import etcd_client
 from inferx.store.etcd import EtcdStore
 from inferx.store.informer import Informer
 from inferx.store.protocol import At, Event, Put
-
 from tests.cluster.etcd_server import EtcdServer, free_port
 from tests.helpers.state_client import Client, until
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
 from inferx.up import processes
 
 from .conftest import Platform, eventually, function, start_platform

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from inferx.agent.service import Agent, Options
 from inferx.config import NodeConfig, NodeResourcesConfig, SimulatedGpu
 from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc

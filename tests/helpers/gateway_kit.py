@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from inferx import config, statesvc
 from inferx.config import NodeConfig
 from inferx.errors import NotFound
 from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve
-
 from services import gateway
 
 DEADLINE_S = 15.0

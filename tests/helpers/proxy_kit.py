@@ -12,6 +12,7 @@ from typing import Any
 
 import msgpack
 import orjson
+
 from inferx._ext import Proxy
 
 DEADLINE_S = 10.0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
+
 from inferx.domain.meta import Key
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from inferx import config, statesvc
 
+from inferx import config, statesvc
 from tests.helpers.state_client import Client
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from inferx.agent.epoch import EpochGuard
 from inferx.agent.gpus import Device, GpuInfo, discover
 from inferx.agent.housekeeping import ENDED_KEPT_MAX, Housekeeper

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from inferx.domain import codec
 from inferx.domain.function import Mount
 from inferx.domain.meta import Key, Object, check_name

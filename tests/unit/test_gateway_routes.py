@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inferx.errors import StartFailed
 from inferx.rpc import client, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import serve
-
 from services import gateway
 from tests.helpers.gateway_kit import Platform, platform
 from tests.helpers.proxy_kit import RawWorker, echo

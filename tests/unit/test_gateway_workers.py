@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from inferx.errors import NoCapacity, StartFailed
 
+from inferx.errors import NoCapacity, StartFailed
 from tests.helpers.gateway_kit import Platform, platform, until
 from tests.helpers.proxy_kit import RawWorker, echo
 

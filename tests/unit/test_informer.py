@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from inferx import config, statesvc
 from inferx.domain import codec
 from inferx.domain.meta import Key
@@ -14,7 +15,6 @@ from inferx.errors import BadRequest, Compacted
 from inferx.rpc import ixmeta_pb2_grpc, server
 from inferx.store.informer import Informer
 from inferx.store.view import ObjectView
-
 from tests.helpers.state_client import Client, until
 
 FUNCTION = {"spec": {"image": "i", "resources": {"CPU": 1, "Mem": 2}}}

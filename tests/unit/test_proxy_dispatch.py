@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from inferx._ext import Proxy
 
+from inferx._ext import Proxy
 from tests.helpers.proxy_kit import Message, RawWorker, Rig, Wire, echo
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

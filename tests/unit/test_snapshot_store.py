@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from inferx._ext import (
     CancelToken,
     CudaDevice,

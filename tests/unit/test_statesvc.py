@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inferx import telemetry
 from inferx.domain import codec
 from inferx.domain.meta import Key
@@ -26,7 +27,6 @@ from inferx.errors import (
     TenantLimit,
 )
 from inferx.rpc import client, convert, ixmeta_pb2
-
 from tests.helpers.state_client import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inferx.up import processes
 
 ROOT = Path(__file__).resolve().parents[2]

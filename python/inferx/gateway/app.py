@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import replies
 from inferx.gateway.functions import Functions
+from inferx.gateway.identity import Identity
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
 from inferx.gateway.views import ViewRoutes
@@ -43,7 +43,7 @@ class Gateway:
     """One gateway. `app` is its ASGI app; the data plane runs while the app's lifespan does."""
 
     def __init__(self, config: NodeConfig, control_socket: Path) -> None:
-        self.gateway_id = secrets.randbits(63)
+        self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._config = config
@@ -70,7 +70,7 @@ class Gateway:
         state = client.channel(self._config.state_svc_addrs[0])
         scheduler = client.channel(self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
-        workers = Workers(self._proxy, functions, scheduler, self.gateway_id)
+        workers = Workers(self._proxy, functions, scheduler, self._identity)
         pump = Pump(self._proxy, workers.handle)
         app.router.routes[:] = [
             *ViewRoutes(functions, self._proxy.stats, state, scheduler).routes(),
@@ -79,7 +79,7 @@ class Gateway:
         pump.start()
         workers.start()
         getting_ready = asyncio.create_task(self._get_ready(functions, workers))
-        _log.info("gateway %d listens on port %d", self.gateway_id, self.port)
+        _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
             yield
         finally:
@@ -91,6 +91,7 @@ class Gateway:
             await asyncio.gather(getting_ready, return_exceptions=True)
             await pump.stop()
             await workers.stop()
+            self._identity.release()
             await functions.stop()
             await asyncio.gather(state.close(None), scheduler.close(None))
 
