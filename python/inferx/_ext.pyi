@@ -360,7 +360,8 @@ class Proxy:
         message: str,
         retry_after_ms: int | None = None,
     ) -> None:
-        """One wanted worker cannot be had; parked calls get the error when nobody can serve them."""
+        """One wanted worker cannot be had; parked calls get the error when nobody can serve
+        them."""
 
     def set_synced(self) -> None:
         """All functions are known: from now on an unknown one gets 404 instead of 503."""
@@ -393,7 +394,8 @@ def pod_table() -> list[tuple[str, str, str]]:
     """Every legal step of a pod's life as rows `(from, event, to)`, by state, then event."""
 
 def pod_transition(state: str, event: str) -> str:
-    """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong name."""
+    """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong
+    name."""
 
 class SchedulerCore:
     """Every decision about placement, leases and standby. Not for use from several threads.
@@ -410,10 +412,10 @@ class SchedulerCore:
         lease_ttl_ms: int = 15000,
         takeover_ms: int = 3000,
     ) -> SchedulerCore:
-        """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at most
-        8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last lease came
-        back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this process
-        wait `takeover_ms` for a gateway to announce them.
+        """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at
+        most 8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last
+        lease came back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this
+        process wait `takeover_ms` for a gateway to announce them.
         """
 
     def lease(
@@ -428,12 +430,13 @@ class SchedulerCore:
         slots: int,
         deadline_ms: int,
     ) -> tuple[str, int, str, int, str] | tuple[str, int] | tuple[str, str, str, int | None]:
-        """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)` or
-        `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
+        """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)`
+        or `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
 
         Idempotent by (`gateway_id`, `request_id`) while the lease or ticket lives; "" = never.
-        `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the policy's
-        queue timeout. The current revision serves every caller, whatever `revision` it names.
+        `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the
+        policy's queue timeout. The current revision serves every caller, whatever `revision` it
+        names.
         """
 
     def give_back(self, now_ms: int, lease_id: int, ok: bool = True) -> bool:
@@ -449,7 +452,8 @@ class SchedulerCore:
         """The process of that gateway is gone; its leases end at once."""
 
     def refresh(self, now_ms: int, gateway_id: int) -> bool:
-        """A heartbeat. False for an unknown gateway, which has to connect and announce its leases."""
+        """A heartbeat. False for an unknown gateway, which has to connect and announce its
+        leases."""
 
     def announce(
         self, now_ms: int, gateway_id: int, lease_id: int, pod_id: str, slots: int
@@ -469,16 +473,17 @@ class SchedulerCore:
         """Something happened. Telling a fact twice does no harm.
 
         `kind` is one of
-        function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib, standby_mem_mib,
-        gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory, min_replica, max_replica,
-        standby_per_node, parallel, queue_len, queue_timeout_ms), function_gone (its name),
-        tenant (name, disabled, allow_standby, max_replica, min_replica_cap, max_standby,
-        max_gpu_milli, max_queue_len; None = no limit), namespace (tenant, name, disabled),
-        node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus as (index, type, vram_mib),
-        context_overhead_mib, contexts_per_gpu_max), node_lost (name), node_gone (name),
-        pod (pod_id, node, tenant, namespace, name, revision, state, reason, cpu_millis, mem_mib,
-        cache_mib, devices, gpu_mib per device, contexts per device), pod_gone (pod_id),
-        start_result, park_result, terminate_result (pod_id, ok, code, reason, gone, order).
+        function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib,
+        standby_mem_mib, gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory,
+        min_replica, max_replica, standby_per_node, parallel, queue_len, queue_timeout_ms),
+        function_gone (its name), tenant (name, disabled, allow_standby, max_replica,
+        min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit), namespace
+        (tenant, name, disabled), node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus
+        as (index, type, vram_mib), context_overhead_mib, contexts_per_gpu_max), node_lost (name),
+        node_gone (name), pod (pod_id, node, tenant, namespace, name, revision, state, reason,
+        cpu_millis, mem_mib, cache_mib, devices, gpu_mib per device, contexts per device), pod_gone
+        (pod_id), start_result, park_result, terminate_result (pod_id, ok, code, reason, gone,
+        order).
 
         `KeyError` or `ValueError` name an entry that is missing or wrong.
         """
@@ -492,8 +497,8 @@ class SchedulerCore:
     def effects(self) -> list[dict[str, Any]]:
         """Deeds since the last call, in order; `effect` is one of
         grant (ticket, lease_id, pod_id, slots, start), refuse (ticket, code, message,
-        retry_after_ms), start and resume (pod_id, node, tenant, namespace, funcname, revision, order,
-        alloc, terminate, park: pods that make room), park and terminate (a pod).
+        retry_after_ms), start and resume (pod_id, node, tenant, namespace, funcname, revision,
+        order, alloc, terminate, park: pods that make room), park and terminate (a pod).
         A result is told with `observe` and carries the order's number.
         """
 

@@ -18,7 +18,8 @@ impl Core {
         self.settle(now_ms);
     }
 
-    /// A heartbeat. False for a gateway that is not known (any more): it has to announce its leases.
+    /// A heartbeat. False for a gateway that is not known (any more): it has to announce its
+    /// leases.
     pub fn refresh(&mut self, now_ms: u64, gateway: i64) -> bool {
         let known = self.gateways.contains_key(&gateway);
         if known {
