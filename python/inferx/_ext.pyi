@@ -74,7 +74,7 @@ class Gpu:
     def process_checkpoint(self, pid: int) -> None:
         """Locked to checkpointed: the process's GPU memory moves to the host."""
 
-    def process_restore(self, pid: int, gpus: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def process_restore(self, pid: int, gpus: Sequence[tuple[bytes, bytes]] = ...) -> None:
         """Checkpointed to locked. `gpus` pairs old and new UUIDs, 16 bytes each.
 
         Check the free memory first: after `DeviceError` 2 the process may be stuck for good.
@@ -96,7 +96,7 @@ class SoftDevice(Gpu):
         *,
         index: int = 0,
         mib_per_second: int | None = None,
-        faults: Sequence[str] = (),
+        faults: Sequence[str] = ...,
     ) -> SoftDevice:
         """A device with `capacity_mib` of memory; `ValueError` below one unit of 2 MiB.
 
@@ -226,9 +226,13 @@ class SnapshotStore:
         """
 
     def restore(
-        self, id: str, gpu: Gpu, *, cancel: CancelToken | None = None
+        self, id: str, gpu: Gpu, *, host: str | None = None, cancel: CancelToken | None = None
     ) -> tuple[dict[str, int], dict[str, int]]:
         """Restores all GPU regions into new memory; returns handles by name of region, figures.
+
+        `host`, an identity as JSON, is what the machine is now: a snapshot of another image,
+        driver, GPU, kernel or function is refused with `SnapshotError`, which names the
+        differences.
 
         After any error no memory is kept: `SnapshotError` for bad chunks (all are named),
         `MemoryError` before anything is copied, `DeviceError`. Figures: `chunks`, `reads`,
@@ -237,7 +241,12 @@ class SnapshotStore:
         """
 
     def load(
-        self, id: str, pool: HostPool, *, cancel: CancelToken | None = None
+        self,
+        id: str,
+        pool: HostPool,
+        *,
+        host: str | None = None,
+        cancel: CancelToken | None = None,
     ) -> ResidentSnapshot:
         """Reads and checks the GPU regions into a host pool.
 

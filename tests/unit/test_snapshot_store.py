@@ -61,9 +61,16 @@ def test_memory_and_files_come_back(tmp_path: Path) -> None:
     store.verify("one")
     host = json.dumps({"tenant": "t", "driver": "595"})
     assert store.differences("one", host) == ['driver is "595", the snapshot needs "580"']
+    for refused in (
+        lambda: store.restore("one", device, host=host),
+        lambda: store.load("one", HostPool(device, 8), host=host),
+    ):
+        with pytest.raises(SnapshotError, match="incompatible snapshot: driver"):
+            refused()
+    store.restore("one", device, host=identity)
     store.remove("one")
     assert store.ids() == []
-    assert device.used_mib == 4
+    assert device.used_mib == 8
 
 
 def test_a_flipped_bit_is_refused_and_no_memory_is_kept(tmp_path: Path) -> None:

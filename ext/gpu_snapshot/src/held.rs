@@ -2,7 +2,7 @@
 //! It must never give out a handle for memory whose restore did not go through.
 
 use crate::device::{Gpu, Phys};
-use crate::image::{Draft, Region, RegionClass, Store, WriterLimits};
+use crate::image::{Draft, Identity, Region, RegionClass, Store, WriterLimits};
 use crate::pipeline::{
     self, Cancel, HostPool, Loaded, Options, Placement, PullReport, Report, Resident, Ring, Window,
 };
@@ -112,14 +112,17 @@ impl HeldGpu {
         Ok(report)
     }
 
-    /// Restores all GPU regions into new memory; handles by name of region.
+    /// Restores all GPU regions into new memory; handles by name of region. A snapshot that is
+    /// not of `host` is refused.
     pub fn restore(
         &self,
         store: &Store,
         id: &str,
+        host: Option<&Identity>,
         cancel: &Cancel,
     ) -> Result<(BTreeMap<String, u64>, Report)> {
         let snapshot = store.snapshot(id)?;
+        host.map_or(Ok(()), |host| snapshot.manifest().identity.check(host))?;
         let options = Options::default();
         let loaded =
             self.with_ring(|ring| pipeline::load(&snapshot, &*self.gpu, ring, cancel, options))?;

@@ -55,6 +55,12 @@ fn draft(id: String, created_unix_ms: u64, identity: &str, extra: &str) -> PyRes
     })
 }
 
+fn host_identity(host: Option<&str>) -> PyResult<Option<Identity>> {
+    host.map(serde_json::from_str)
+        .transpose()
+        .map_err(json_error)
+}
+
 fn figures<'py>(py: Python<'py>, done: &pipeline::Report) -> PyResult<Bound<'py, PyDict>> {
     let numbers = [
         ("chunks", done.chunks),
@@ -158,30 +164,36 @@ impl PyStore {
         report(py, &numbers)
     }
 
-    #[pyo3(signature = (id, gpu, *, cancel = None))]
+    #[pyo3(signature = (id, gpu, *, host = None, cancel = None))]
     fn restore<'py>(
         &self,
         py: Python<'py>,
         id: &str,
         gpu: &Bound<'py, PyGpu>,
+        host: Option<&str>,
         cancel: Option<&Bound<'py, PyCancel>>,
     ) -> PyResult<(BTreeMap<String, u64>, Bound<'py, PyDict>)> {
         let (gpu, cancel) = (gpu.get(), token(cancel));
-        let (handles, done) = py.detach(|| gpu.0.restore(&self.store, id, &cancel))?;
+        let host = host_identity(host)?;
+        let (handles, done) =
+            py.detach(|| gpu.0.restore(&self.store, id, host.as_ref(), &cancel))?;
         Ok((handles, figures(py, &done)?))
     }
 
-    #[pyo3(signature = (id, pool, *, cancel = None))]
+    #[pyo3(signature = (id, pool, *, host = None, cancel = None))]
     fn load(
         &self,
         py: Python<'_>,
         id: &str,
         pool: &Bound<'_, PyHostPool>,
+        host: Option<&str>,
         cancel: Option<&Bound<'_, PyCancel>>,
     ) -> PyResult<PyResident> {
         let (pool, cancel) = (pool.get(), token(cancel));
+        let host = host_identity(host)?;
         let resident = py.detach(|| {
             let snapshot = self.store.snapshot(id)?;
+            host.map_or(Ok(()), |host| snapshot.manifest().identity.check(&host))?;
             Resident::read(&snapshot, &pool.0, &cancel)
         })?;
         Ok(PyResident::new(resident))
