@@ -58,6 +58,12 @@ proto: $(INSTALLED) ## generate the gRPC stubs from the .proto files
 	cd python && $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
 	  --grpc_python_out=. $$(find inferx -name '*.proto')
 
+TRACES ?=
+SEEDS ?= 10
+.PHONY: bench-place
+bench-place: ## GPUs allocated and time per decision, by policy; TRACES=DIR SEEDS=10
+	cargo run -q --release -p scheduler_core --example bench_place -- $(TRACES) --seeds $(SEEDS)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so

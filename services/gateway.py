@@ -13,7 +13,9 @@ from pathlib import Path
 
 import uvloop
 from granian.constants import Interfaces
+from granian.errors import FatalError
 from granian.server.embed import Server
+
 from inferx import telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
@@ -47,10 +49,10 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
         if not serving.done():
             server.stop()  # type: ignore[no-untyped-call]
         await serving
+    except FatalError as error:
+        raise gateway.startup_error or InferxError(f"the control server failed: {error}") from None
     finally:
         control_socket.unlink(missing_ok=True)
-    if gateway.startup_error is not None:
-        raise gateway.startup_error
     if not stop.is_set():
         raise InferxError("the control server ended by itself")
 

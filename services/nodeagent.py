@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 import uvloop
+
 from inferx import telemetry
 from inferx.agent import service
 from inferx.config import NodeConfig, environment

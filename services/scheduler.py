@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 import uvloop
+
 from inferx import scheduler, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError

@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 import uvloop
+
 from inferx import statesvc, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError

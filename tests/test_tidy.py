@@ -28,7 +28,11 @@ FENCES = [
     (r"\betcd_pb2", ("python/inferx/store/etcd",), "etcd's stubs"),
     (r"^\s*(import|from) asyncpg\b", ("python/inferx/audit.py",), "the PostgreSQL driver"),
     (r"^\s*(pub )?use pyo3\b", ("ext/lib.rs", "/src/py.rs", "/src/py/"), "PyO3"),
-    (r"\bunsafe\s*(\{|fn|impl)", ("ext/gpu_snapshot/src/cuda",), "unsafe code"),
+    (
+        r"\bunsafe\s*(\{|fn|impl)",
+        ("ext/gpu_snapshot/src/cuda", "ext/gpu_snapshot/src/map.rs"),
+        "unsafe code",
+    ),
 ]
 GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 FUNCTION_LINES_MAX = 70

@@ -20,6 +20,15 @@ import xllamacpp
 REPLY_TOKENS_MAX = 256  # a model with random weights would otherwise talk to the end of its context
 
 
+def default_threads() -> int:
+    """Half of the cores, at most 4.
+
+    llama.cpp's threads wait for each other several times per token: when one of them has to wait
+    for a busy core, all do, and a small model gets slower than with a single thread.
+    """
+    return min(4, max(1, (os.cpu_count() or 1) // 2))
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; `--port` may also come as the environment's PORT."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,7 +41,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=os.environ.get("PORT"))
     parser.add_argument("--parallel", type=int, default=4, help="requests served at a time")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parsed = parser.parse_args(argv)
     if parsed.port is None:
         parser.error("give --port or set PORT")

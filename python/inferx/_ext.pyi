@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 __version__: str
 """The version of the wheel."""
@@ -48,7 +48,15 @@ class Gpu:
 
     @property
     def driver(self) -> str:
-        """Driver version."""
+        """Version of the kernel driver; empty when it does not say."""
+
+    @property
+    def cuda(self) -> str:
+        """CUDA version of the driver, e.g. "13.0"."""
+
+    @property
+    def compute_capability(self) -> str:
+        """Compute capability, e.g. "9.0"."""
 
     @property
     def uuid(self) -> str:
@@ -66,7 +74,7 @@ class Gpu:
     def process_checkpoint(self, pid: int) -> None:
         """Locked to checkpointed: the process's GPU memory moves to the host."""
 
-    def process_restore(self, pid: int, gpus: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def process_restore(self, pid: int, gpus: Sequence[tuple[bytes, bytes]] = ...) -> None:
         """Checkpointed to locked. `gpus` pairs old and new UUIDs, 16 bytes each.
 
         Check the free memory first: after `DeviceError` 2 the process may be stuck for good.
@@ -88,7 +96,7 @@ class SoftDevice(Gpu):
         *,
         index: int = 0,
         mib_per_second: int | None = None,
-        faults: Sequence[str] = (),
+        faults: Sequence[str] = ...,
     ) -> SoftDevice:
         """A device with `capacity_mib` of memory; `ValueError` below one unit of 2 MiB.
 
@@ -104,12 +112,56 @@ class SoftDevice(Gpu):
         """A process ended, in whatever state; its memory is free again."""
 
 @final
+class CudaDevice(Gpu):
+    """An NVIDIA GPU; libcuda is loaded when the first one is opened."""
+
+    def __new__(cls, index: int = 0) -> CudaDevice:
+        """The GPU of this index. `DeviceError` 100 when the machine has no driver."""
+
+@final
 class CancelToken:
     """Cancels a save or a restore from another thread; it stops between two chunks."""
 
     def __new__(cls) -> CancelToken: ...
     def cancel(self) -> None:
         """Asks the job to stop; it raises `SnapshotError` then."""
+
+@final
+class HostPool:
+    """Pinned host memory in slots of 8 MiB: the tier between disk and GPU.
+
+    Pinning is slow, seconds for many GiB, so a pool is made when the agent starts.
+    """
+
+    def __new__(cls, gpu: Gpu, mib: int) -> HostPool:
+        """A pool of `mib`, rounded down to whole slots."""
+
+    @property
+    def capacity_mib(self) -> int:
+        """MiB in all."""
+
+    @property
+    def free_mib(self) -> int:
+        """MiB that no resident snapshot holds."""
+
+    def capture(self, gpu: Gpu, regions: Mapping[str, int]) -> ResidentSnapshot:
+        """Copies GPU memory (handles by name of region) into the pool.
+
+        When this returns, the memory may be freed. `MemoryError` when the pool is too full.
+        """
+
+@final
+class ResidentSnapshot:
+    """GPU memory in a host pool. Its slots are free again when this is dropped."""
+
+    @property
+    def host_mib(self) -> int:
+        """MiB of the pool that this holds; zero and repeated chunks take nothing."""
+
+    def restore(
+        self, gpu: Gpu, *, cancel: CancelToken | None = None
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Like `SnapshotStore.restore`, without the disk."""
 
 @final
 class SnapshotStore:
@@ -174,9 +226,13 @@ class SnapshotStore:
         """
 
     def restore(
-        self, id: str, gpu: Gpu, *, cancel: CancelToken | None = None
+        self, id: str, gpu: Gpu, *, host: str | None = None, cancel: CancelToken | None = None
     ) -> tuple[dict[str, int], dict[str, int]]:
         """Restores all GPU regions into new memory; returns handles by name of region, figures.
+
+        `host`, an identity as JSON, is what the machine is now: a snapshot of another image,
+        driver, GPU, kernel or function is refused with `SnapshotError`, which names the
+        differences.
 
         After any error no memory is kept: `SnapshotError` for bad chunks (all are named),
         `MemoryError` before anything is copied, `DeviceError`. Figures: `chunks`, `reads`,
@@ -184,6 +240,32 @@ class SnapshotStore:
         page cache), `first_copy_us`, `elapsed_us`.
         """
 
+    def load(
+        self,
+        id: str,
+        pool: HostPool,
+        *,
+        host: str | None = None,
+        cancel: CancelToken | None = None,
+    ) -> ResidentSnapshot:
+        """Reads and checks the GPU regions into a host pool.
+
+        `MemoryError` when the pool is too full, `SnapshotError` for bad chunks (all are named).
+        """
+
+    def save_resident(
+        self,
+        id: str,
+        resident: ResidentSnapshot,
+        *,
+        identity: str = "{}",
+        extra: str = "{}",
+        created_unix_ms: int = 0,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Publishes a captured worker's memory as a snapshot, while the worker runs on."""
+
+@final
 class Proxy:
     """The HTTP data plane of a gateway: listener, dispatch and connections to workers.
 
@@ -191,8 +273,8 @@ class Proxy:
     thread and return at once, except `start` and `drain`. Times are milliseconds.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         host: str,
         port: int,
         control_socket: str | PathLike[str],
@@ -210,7 +292,7 @@ class Proxy:
         idle_timeout_ms: int = 300000,
         control_idle_timeout_ms: int = 3600000,
         pool_idle_timeout_ms: int = 4000,
-    ) -> None:
+    ) -> Self:
         """A plane that does not listen yet.
 
         `port` 0 lets the system choose. Requests that are not inference calls go to the Unix
@@ -287,7 +369,8 @@ class Proxy:
         message: str,
         retry_after_ms: int | None = None,
     ) -> None:
-        """One wanted worker cannot be had; parked calls get the error when nobody can serve them."""
+        """One wanted worker cannot be had; parked calls get the error when nobody can serve
+        them."""
 
     def set_synced(self) -> None:
         """All functions are known: from now on an unknown one gets 404 instead of 503."""
@@ -320,7 +403,8 @@ def pod_table() -> list[tuple[str, str, str]]:
     """Every legal step of a pod's life as rows `(from, event, to)`, by state, then event."""
 
 def pod_transition(state: str, event: str) -> str:
-    """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong name."""
+    """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong
+    name."""
 
 class SchedulerCore:
     """Every decision about placement, leases and standby. Not for use from several threads.
@@ -337,10 +421,10 @@ class SchedulerCore:
         lease_ttl_ms: int = 15000,
         takeover_ms: int = 3000,
     ) -> SchedulerCore:
-        """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at most
-        8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last lease came
-        back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this process
-        wait `takeover_ms` for a gateway to announce them.
+        """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at
+        most 8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last
+        lease came back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this
+        process wait `takeover_ms` for a gateway to announce them.
         """
 
     def lease(
@@ -355,12 +439,13 @@ class SchedulerCore:
         slots: int,
         deadline_ms: int,
     ) -> tuple[str, int, str, int, str] | tuple[str, int] | tuple[str, str, str, int | None]:
-        """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)` or
-        `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
+        """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)`
+        or `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
 
         Idempotent by (`gateway_id`, `request_id`) while the lease or ticket lives; "" = never.
-        `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the policy's
-        queue timeout. The current revision serves every caller, whatever `revision` it names.
+        `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the
+        policy's queue timeout. The current revision serves every caller, whatever `revision` it
+        names.
         """
 
     def give_back(self, now_ms: int, lease_id: int, ok: bool = True) -> bool:
@@ -372,8 +457,12 @@ class SchedulerCore:
     def connect(self, now_ms: int, gateway_id: int) -> None:
         """A gateway is there; its leases live while it is heard of."""
 
+    def replace(self, now_ms: int, gateway_id: int) -> None:
+        """The process of that gateway is gone; its leases end at once."""
+
     def refresh(self, now_ms: int, gateway_id: int) -> bool:
-        """A heartbeat. False for an unknown gateway, which has to connect and announce its leases."""
+        """A heartbeat. False for an unknown gateway, which has to connect and announce its
+        leases."""
 
     def announce(
         self, now_ms: int, gateway_id: int, lease_id: int, pod_id: str, slots: int
@@ -393,16 +482,17 @@ class SchedulerCore:
         """Something happened. Telling a fact twice does no harm.
 
         `kind` is one of
-        function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib, standby_mem_mib,
-        gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory, min_replica, max_replica,
-        standby_per_node, parallel, queue_len, queue_timeout_ms), function_gone (its name),
-        tenant (name, disabled, allow_standby, max_replica, min_replica_cap, max_standby,
-        max_gpu_milli, max_queue_len; None = no limit), namespace (tenant, name, disabled),
-        node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus as (index, type, vram_mib),
-        context_overhead_mib, contexts_per_gpu_max), node_lost (name), node_gone (name),
-        pod (pod_id, node, tenant, namespace, name, revision, state, reason, cpu_millis, mem_mib,
-        cache_mib, devices, gpu_mib per device, contexts per device), pod_gone (pod_id),
-        start_result, park_result, terminate_result (pod_id, ok, code, reason, gone, order).
+        function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib,
+        standby_mem_mib, gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory,
+        min_replica, max_replica, standby_per_node, parallel, queue_len, queue_timeout_ms),
+        function_gone (its name), tenant (name, disabled, allow_standby, max_replica,
+        min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit), namespace
+        (tenant, name, disabled), node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus
+        as (index, type, vram_mib), context_overhead_mib, contexts_per_gpu_max), node_lost (name),
+        node_gone (name), pod (pod_id, node, tenant, namespace, name, revision, state, reason,
+        cpu_millis, mem_mib, cache_mib, devices, gpu_mib per device, contexts per device), pod_gone
+        (pod_id), start_result, park_result, terminate_result (pod_id, ok, code, reason, gone,
+        order).
 
         `KeyError` or `ValueError` name an entry that is missing or wrong.
         """
@@ -416,8 +506,8 @@ class SchedulerCore:
     def effects(self) -> list[dict[str, Any]]:
         """Deeds since the last call, in order; `effect` is one of
         grant (ticket, lease_id, pod_id, slots, start), refuse (ticket, code, message,
-        retry_after_ms), start and resume (pod_id, node, tenant, namespace, funcname, revision, order,
-        alloc, terminate, park: pods that make room), park and terminate (a pod).
+        retry_after_ms), start and resume (pod_id, node, tenant, namespace, funcname, revision,
+        order, alloc, terminate, park: pods that make room), park and terminate (a pod).
         A result is told with `observe` and carries the order's number.
         """
 

@@ -21,6 +21,7 @@ from inferx.errors import (
     Forbidden,
     InvalidState,
     NotFound,
+    StaleEpoch,
     TenantLimit,
 )
 from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
@@ -41,9 +42,14 @@ class Admission:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
-    async def write(self, obj: Object[Any], creating: bool) -> tuple[list[Guard], list[str]]:
-        """Guards and warnings for writing `obj`; raises what forbids it."""
-        guards: list[Guard] = []
+    async def write(
+        self, obj: Object[Any], creating: bool, epoch: int = 0
+    ) -> tuple[list[Guard], list[str]]:
+        """Guards and warnings for writing `obj`; raises what forbids it.
+
+        With `epoch` the writer is a scheduler that holds only while it leads.
+        """
+        guards = await self._leading(epoch) if epoch else []
         tenant: Tenant | None = None
         for parent in references.parents(obj.meta):
             stored = await self._objects.get(parent.kind, parent.key)
@@ -59,6 +65,14 @@ class Admission:
         if creating and obj.kind == "function" and tenant is not None:
             guards += await self._function_count(obj.meta, tenant)
         return guards, await self._missing_policy(obj)
+
+    async def _leading(self, epoch: int) -> list[Guard]:
+        """The epoch is the revision of the scheduler's record: a newer leader has a newer one."""
+        leader = await self._objects.get("scheduler", references.SCHEDULER_KEY)
+        current = 0 if leader is None else leader.revision
+        if current != epoch:
+            raise StaleEpoch(f"the writer's epoch {epoch} is over; the current one is {current}")
+        return [At(self._objects.key("scheduler", references.SCHEDULER_KEY), epoch)]
 
     async def _function_count(self, meta: Meta, tenant: Tenant) -> list[Guard]:
         allowed = tenant.limit.max_funccount
@@ -179,8 +193,9 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
     ) -> ixmeta_pb2.CreateResponseMessage:
         """Write a new object."""
         obj, warnings = _parse(request.obj)
+        epoch = _check_revision(request.obj.src_epoch, "src_epoch")
         for attempt in range(_ATTEMPTS):
-            guards, missing = await self._admission.write(obj, creating=True)
+            guards, missing = await self._admission.write(obj, True, epoch)
             try:
                 revision = await self._objects.create(codec.dump_manifest(obj), guards)
             except GuardFailed as error:
@@ -196,9 +211,10 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
     ) -> ixmeta_pb2.UpdateResponseMessage:
         """Replace an object last written at `expect_rev`, 0 = whatever it is now."""
         obj, warnings = _parse(request.obj)
+        epoch = _check_revision(request.obj.src_epoch, "src_epoch")
         expect_rev = _check_revision(request.expect_rev, "expect_rev")
         for attempt in range(_ATTEMPTS):
-            guards, missing = await self._admission.write(obj, creating=False)
+            guards, missing = await self._admission.write(obj, False, epoch)
             try:
                 manifest = codec.dump_manifest(obj)
                 revision = await self._objects.update(manifest, expect_rev, guards)
@@ -238,6 +254,8 @@ def _last_attempt(attempt: int, meta: Meta, error: GuardFailed) -> None:
 
 def _parse(message: ixmeta_pb2.Obj) -> tuple[Object[Any], list[str]]:
     _check_kind(message.kind)
+    if message.ByteSize() > codec.MANIFEST_BYTES_MAX:
+        raise BadRequest(f"object larger than {codec.MANIFEST_BYTES_MAX} bytes")
     manifest = convert.manifest_of(message)
     manifest["revision"] = 0
     return codec.read_manifest(manifest)

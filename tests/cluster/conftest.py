@@ -43,7 +43,7 @@ def eventually(check: Callable[[], Any], seconds: float = 20.0, what: str = "con
     raise AssertionError(f"not within {seconds} s: {what} (last: {last!r})")
 
 
-def function(name: str, *flags: str, vram_mb: int = 14000, **policy: Any) -> dict[str, Any]:
+def function(name: str, *flags: str, vram_mb: int = 350, **policy: Any) -> dict[str, Any]:
     """A manifest of the test model server with its policy written into it."""
     values = {
         "max_replica": 1,
@@ -167,9 +167,9 @@ def start_platform(folder: Path, *flags: str, port: int | None = None) -> Platfo
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """Two simulated GPUs of 24,000 MB, idle workers parked after half a second."""
+    """Two small simulated GPUs with room for one worker each (350 MB and its context of 450 MB)."""
     folder = tmp_path_factory.mktemp("platform") / "inferx"
-    running = start_platform(folder, "--gpus", "2x24000", "--idle-park-ms", "500")
+    running = start_platform(folder, "--gpus", "2x1000", "--idle-park-ms", "500")
     running.start_namespace()
     yield running
     assert running.stop() == 0, running.output.read_text()

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inferx import statesvc
 from inferx.config import load
 from inferx.errors import StaleEpoch
 from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call, channel
-
-from tests.helpers.agent_node import alive, create_request, named, process_state
+from tests.helpers.agent_node import alive, create_request, kill_and_wait, named, process_state
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join([str(ROOT), *(str(Path(entry).resolve()) for entry in sys.path)])
@@ -159,7 +159,7 @@ async def test_a_pod_that_died_with_the_agent_away_is_reported(agent: AgentProce
     request = create_request("p1", "children", str(child_file))
     await call(agent.pods.CreateFuncPod, request, 30)
     await agent.end(signal.SIGKILL)
-    os.kill(agent.pid("p1"), signal.SIGKILL)
+    await asyncio.to_thread(kill_and_wait, agent.pid("p1"))
     child = int(child_file.read_text())
     assert alive(child)
     await agent.start()
@@ -172,7 +172,7 @@ async def test_a_pod_that_died_with_the_agent_away_is_reported(agent: AgentProce
 async def test_a_foreign_process_with_a_reused_pid_is_left_alone(agent: AgentProcess) -> None:
     await call(agent.pods.CreateFuncPod, create_request("p1"), 30)
     await agent.end(signal.SIGKILL)
-    os.killpg(agent.pid("p1"), signal.SIGKILL)
+    await asyncio.to_thread(kill_and_wait, agent.pid("p1"))
     foreign = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     try:
         record = agent.record("p1")
@@ -284,3 +284,21 @@ async def test_the_node_registers_once_its_state_service_is_there(agent: AgentPr
     assert (spec["podmgr_port"], spec["state_port"]) == tuple(agent.ports)
     assert [gpu["vram_mb"] for gpu in spec["resources"]["GPUs"]] == [10_000, 10_000]
     assert spec["boot_id"]
+
+
+async def test_a_pod_whose_gpu_is_gone_after_a_restart_is_ended(agent: AgentProcess) -> None:
+    request = create_request("p1", vram_mb=6000, devices=(1,))
+    await call(agent.pods.CreateFuncPod, request, 30)
+    await call(agent.pods.CreateFuncPod, create_request("p2", vram_mb=6000), 30)
+    pid = agent.pid("p1")
+    await agent.end(signal.SIGKILL)
+    path = agent.folder / "node.json"
+    config = json.loads(path.read_text())
+    config["simulatedGPUs"][0]["count"] = 1
+    path.write_text(json.dumps(config))
+    await agent.start()
+    await call(agent.pods.TerminatePod, pb.TerminatePodReq(**named("p1")))
+    assert not alive(pid)
+    assert (await agent.status("p2"))["state"] == "Ready"
+    config["simulatedGPUs"][0]["count"] = 2
+    path.write_text(json.dumps(config))

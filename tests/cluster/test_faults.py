@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -47,28 +45,6 @@ def test_second_up_in_the_same_folder(platform: Platform) -> None:
     assert ended.returncode != 0
     assert str(platform.process.pid) in ended.stderr
     assert platform.url in ended.stderr
-
-
-@pytest.mark.parametrize("service", ["statesvc", "scheduler", "nodeagent", "gateway"])
-def test_killed_child_comes_back(platform: Platform, service: str) -> None:
-    name = f"survives-{service}"
-    platform.apply(function(name))
-    first = platform.call(name, "pid").json()["pid"]
-    killed = platform.children()[service]
-    os.kill(killed, signal.SIGKILL)
-
-    def restarted() -> bool:
-        return platform.children()[service] not in (killed, 0)
-
-    eventually(restarted, START_SECONDS, f"{service} is restarted")
-    eventually(lambda: platform.client.get("/readyz").status_code == 200, what="ready again")
-    # Objects are still there, and the worker was neither lost nor started twice.
-    got = platform.client.get(f"/object/function/public/test/{name}/")
-    assert got.status_code == 200, got.text
-    answer = platform.call(name, "pid")
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["pid"] == first
-    assert len(platform.pods(name)) == 1
 
 
 def test_up_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from inferx.config import EtcdConfig
 from inferx.errors import BadRequest, Compacted, NotFound, Unavailable
 from inferx.store.embedded import EmbeddedStore
 from inferx.store.etcd import EtcdStore
 from inferx.store.protocol import At, Delete, Empty, Event, GuardFailed, Put, Quiet, Store
-
 from tests.cluster.etcd_server import EtcdServer
 
 WAIT_S = 10.0

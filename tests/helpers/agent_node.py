@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+
 from inferx.agent.service import Agent, Options
 from inferx.config import NodeConfig, NodeResourcesConfig, SimulatedGpu
 from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
@@ -60,6 +63,10 @@ class Node:
 
     async def create(self, pod_id: str, *mode: str, **more: Any) -> pb.CreateFuncPodResp:
         return await call(self.pods.CreateFuncPod, create_request(pod_id, *mode, **more), 60)
+
+    async def until_ready(self, pod_id: str, *mode: str) -> dict[str, Any]:
+        await self.create(pod_id, *mode)
+        return await self.status(pod_id)
 
     async def status(self, pod_id: str) -> dict[str, Any]:
         request = ixmeta_pb2.GetRequestMessage(
@@ -137,3 +144,13 @@ def process_state(pid: int) -> str:
 
 def alive(pid: int) -> bool:
     return process_state(pid) not in "ZX"
+
+
+def kill_and_wait(pid: int) -> None:
+    """SIGKILL a process and return when it is dead, whoever its parent is."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        assert select.select([descriptor], [], [], 20)[0], f"process {pid} does not die"
+    finally:
+        os.close(descriptor)

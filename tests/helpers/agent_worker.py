@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else "ok"
+KEPT: list[bytearray] = []
 ARGUMENT = sys.argv[2] if len(sys.argv) > 2 else ""
 
 
@@ -27,6 +28,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {})
             print("told to exit", flush=True)
             threading.Timer(0.01, os._exit, (7,)).start()
+        elif self.path == "/eat":
+            self.answer(200, {})
+            KEPT.append(bytearray(os.urandom(1 << 20)) * int(ARGUMENT))
         elif MODE == "error":
             self.answer(500, {"error": "the weights are broken"})
         elif MODE == "until-file" and not Path(ARGUMENT).exists():
@@ -68,11 +72,6 @@ def main() -> None:
         Path(ARGUMENT).write_text(str(child.pid))
     if MODE == "slow":
         time.sleep(float(ARGUMENT))
-    if MODE == "chatty":
-        print("x" * 99 + "\n" * 1, end="", flush=True)
-        for number in range(int(ARGUMENT)):
-            print(f"line {number:06d} " + "y" * 88)
-        sys.stdout.flush()
     ThreadingHTTPServer.daemon_threads = True
     ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 

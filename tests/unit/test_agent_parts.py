@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
+
 from inferx.agent.epoch import EpochGuard
-from inferx.agent.gpus import Device, discover
+from inferx.agent.gpus import Device, GpuInfo, discover
+from inferx.agent.housekeeping import ENDED_KEPT_MAX, Housekeeper
 from inferx.agent.ledger import Ledger
-from inferx.agent.logs import PodLog
+from inferx.agent.logs import FILE_BYTES_MAX, PodLog
 from inferx.agent.probe import prompt_body
 from inferx.agent.spec import coerce, expand, parse_alloc, parse_launch
 from inferx.config import SimulatedGpu
@@ -199,3 +202,51 @@ def test_simulated_gpus_are_numbered_through() -> None:
     assert [(info.index, info.type, info.vram_mb) for info in infos] == [
         (0, "A", 100), (1, "A", 100), (2, "B", 200),
     ]  # fmt: skip
+
+
+class FullDevice:
+    """A real device whose driver has nothing free: what an adopted worker leaves."""
+
+    info = GpuInfo(index=0, type="Full", vram_mb=1000, simulated=False)
+
+    def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
+        if not in_use:
+            raise NoCapacity("nothing free")
+        return 1
+
+    def free(self, handle: int) -> None:
+        assert handle == 1
+
+
+def test_a_worker_found_running_keeps_its_vram_although_none_is_free() -> None:
+    ledger = Ledger([FullDevice()])
+    ledger.promise("a", (0,), 1000)
+    with pytest.raises(NoCapacity):
+        ledger.take("a")
+    ledger.take("a", in_use=True)
+    assert ledger.real_devices((0,)) == [0]
+    ledger.release("a")
+    assert ledger.used_mb(0) == 0
+
+
+# ---- housekeeping ----
+
+
+def test_folders_of_ended_pods_are_bounded_and_live_ones_stay(tmp_path: Path) -> None:
+    forgotten: list[str] = []
+    for number in range(ENDED_KEPT_MAX + 3):
+        folder = tmp_path / f"p{number:02d}"
+        folder.mkdir()
+        os.utime(folder, (time.time() - 60 + number, time.time() - 60 + number))
+    old = tmp_path / "old"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    (tmp_path / "lock").touch()
+    live = {"p00"}
+    keeper = Housekeeper(tmp_path, lambda: live, forgotten.append)
+    PodLog(tmp_path / "p00").path.write_bytes(b"x" * (FILE_BYTES_MAX + 1))
+    keeper.round()
+    assert sorted(forgotten) == ["old", "p01", "p02"]
+    assert (tmp_path / "p00" / "log").stat().st_size == 0
+    assert (tmp_path / "p00" / "log.1").stat().st_size == FILE_BYTES_MAX + 1
+    assert (tmp_path / "lock").exists()

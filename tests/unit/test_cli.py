@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+
 from inferx.cli import COMMANDS, main
 from inferx.cli.client import find_server
 from inferx.errors import ConfigError

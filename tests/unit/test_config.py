@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inferx import config
 from inferx.config import Secret, SimulatedGpu
 from inferx.errors import BadRequest, ConfigError

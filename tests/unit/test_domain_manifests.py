@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from inferx.domain import codec
 from inferx.domain.function import Mount
 from inferx.domain.meta import Key, Object, check_name
@@ -193,9 +194,21 @@ def test_an_error_names_what_is_wrong(path: str, value: object, error: str) -> N
         (b'{"a": 1e999}', "1e999 is too large a number"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 101 + b"]" * 101, "nested too deeply, more than 100 levels"),
         (b" " * (codec.MANIFEST_BYTES_MAX + 1), "larger than"),
     ],
-    ids=["cut", "encoding", "array", "twice", "nan", "infinity", "surrogate", "deep", "large"],
+    ids=[
+        "cut",
+        "encoding",
+        "array",
+        "twice",
+        "nan",
+        "infinity",
+        "surrogate",
+        "deep",
+        "deeper",
+        "large",
+    ],
 )
 def test_what_is_not_json_is_refused(data: bytes, error: str) -> None:
     with pytest.raises(BadRequest) as caught:

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+
 from inferx import errors
 from inferx.errors import InferxError, NotSupported, Unavailable
 from inferx.rpc import client, ixmeta_pb2, ixmeta_pb2_grpc, server

@@ -4,6 +4,7 @@ Must never need a GPU or more memory than a few pages.
 """
 
 import pytest
+
 from inferx._ext import SoftDevice
 
 

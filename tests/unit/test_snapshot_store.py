@@ -9,7 +9,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from inferx._ext import CancelToken, DeviceError, SnapshotError, SnapshotStore, SoftDevice
+
+from inferx._ext import (
+    CancelToken,
+    CudaDevice,
+    DeviceError,
+    HostPool,
+    SnapshotError,
+    SnapshotStore,
+    SoftDevice,
+)
 
 PAYLOAD = bytes(range(256)) * 4096
 
@@ -52,9 +61,16 @@ def test_memory_and_files_come_back(tmp_path: Path) -> None:
     store.verify("one")
     host = json.dumps({"tenant": "t", "driver": "595"})
     assert store.differences("one", host) == ['driver is "595", the snapshot needs "580"']
+    for refused in (
+        lambda: store.restore("one", device, host=host),
+        lambda: store.load("one", HostPool(device, 8), host=host),
+    ):
+        with pytest.raises(SnapshotError, match="incompatible snapshot: driver"):
+            refused()
+    store.restore("one", device, host=identity)
     store.remove("one")
     assert store.ids() == []
-    assert device.used_mib == 4
+    assert device.used_mib == 8
 
 
 def test_a_flipped_bit_is_refused_and_no_memory_is_kept(tmp_path: Path) -> None:
@@ -118,6 +134,33 @@ def test_a_restore_can_be_cancelled_while_python_runs(tmp_path: Path) -> None:
     thread.join(timeout=30)
     assert [str(error) for error in raised] == ["cancelled"]
     assert slow.used_mib == 0
+
+
+def test_memory_waits_in_the_host_pool_and_is_written_later(tmp_path: Path) -> None:
+    device = SoftDevice(64)
+    pool = HostPool(device, 20)
+    assert (pool.capacity_mib, pool.free_mib) == (16, 16)
+    handle = filled(device)
+    resident = pool.capture(device, {"weights": handle})
+    device.free(handle)
+    assert (device.used_mib, resident.host_mib, pool.free_mib) == (0, 8, 8)
+    handles, figures = resident.restore(device)
+    assert content(device, handles["weights"]).startswith(PAYLOAD)
+    assert figures["reads"] == 0
+    store = SnapshotStore(tmp_path)
+    store.save_resident("one", resident, identity='{"tenant": "t"}')
+    del resident
+    assert pool.free_mib == 16
+    again = store.load("one", pool)
+    handles, _ = again.restore(device)
+    assert content(device, handles["weights"]).startswith(PAYLOAD)
+    with pytest.raises(MemoryError, match="pinned host memory"):
+        pool.capture(device, {"a": handles["weights"], "b": device.allocate(16)})
+
+
+def test_without_such_a_gpu_a_cuda_device_is_an_error() -> None:
+    with pytest.raises((DeviceError, ValueError), match=r"no CUDA driver|GPUs"):
+        CudaDevice(1000)
 
 
 def test_the_driver_states_of_a_process() -> None:

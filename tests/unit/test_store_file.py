@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inferx.errors import ConfigError, InvalidState, Unavailable
 from inferx.store.embedded import EmbeddedStore
 from inferx.store.protocol import Put

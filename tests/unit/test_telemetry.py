@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+
 from inferx import telemetry
 
 SECRETS = [

@@ -11,8 +11,9 @@ pub const PAGE: usize = 4096;
 pub struct HostBuffer {
     /// Unlocks the pages; declared first, so that it is dropped before the pages are.
     pin: Option<Box<dyn Send + Sync>>,
-    /// Never resized, so its address is stable for the buffer's life.
-    storage: Box<[u8]>,
+    /// Never resized, so its address is stable for the buffer's life. A `Vec` and no `Box`,
+    /// because a moved `Box` may not be written through older pointers, which a device does.
+    storage: Vec<u8>,
     start: usize,
     len: usize,
 }
@@ -25,7 +26,7 @@ impl HostBuffer {
                 "buffer length {len} is no multiple of {PAGE}"
             )));
         }
-        let mut storage = vec![0u8; len + PAGE].into_boxed_slice();
+        let mut storage = vec![0u8; len + PAGE];
         // A write to each page, because an untouched page would fault on the restore path.
         storage.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
         let start = storage.as_ptr().align_offset(PAGE);

@@ -59,8 +59,12 @@ pub struct DeviceInfo {
     pub memory_total: u64,
     /// Granularity of `create`, `map` and `reserve` in bytes.
     pub granularity: u64,
-    /// Driver version as the device reports it.
+    /// Version of the kernel driver, e.g. "580.126.09"; empty when it does not say.
     pub driver: String,
+    /// CUDA version of the driver, e.g. "13.0".
+    pub cuda: String,
+    /// Compute capability, e.g. "9.0".
+    pub compute_capability: String,
 }
 
 /// One piece of work for a copy queue. The queue owns the buffer until it gives it back.
@@ -157,7 +161,8 @@ pub trait Device: Send + Sync {
     fn reserve(&self, len: u64, hint: Option<Va>) -> Result<Va>;
     /// Gives a reservation back; its mappings must be gone.
     fn unreserve(&self, va: Va, len: u64) -> Result<()>;
-    /// Creates physical memory of `len` bytes, rounded up to the granularity; its content is undefined.
+    /// Creates physical memory of at least `len` bytes, a multiple of the granularity; its content
+    /// is undefined.
     fn create(&self, len: u64, exportable: bool) -> Result<Phys>;
     /// Gives memory back. Memory that is still mapped is freed by its last `unmap`.
     fn release(&self, phys: Phys) -> Result<()>;
@@ -167,8 +172,8 @@ pub trait Device: Send + Sync {
     fn unmap(&self, va: Va, len: u64) -> Result<()>;
     /// A descriptor of exportable memory that another process can import.
     fn export(&self, phys: &Phys) -> Result<OwnedFd>;
-    /// Takes in memory that `export` of the same kind of device gave.
-    fn import(&self, fd: BorrowedFd<'_>) -> Result<Phys>;
+    /// Takes in memory of `len` bytes that `export` of the same kind of device gave.
+    fn import(&self, fd: BorrowedFd<'_>, len: u64) -> Result<Phys>;
     /// Locks a buffer's pages for fast copies, until the buffer is dropped. Slow: seconds for
     /// many GiB, so it is done once and never on the path of a restore.
     fn pin(&self, buffer: &mut HostBuffer) -> Result<()>;

@@ -16,6 +16,13 @@ pub enum Error {
         /// Bytes that were free.
         free: u64,
     },
+    /// The pinned host pool has too few free slots; both values are bytes.
+    OutOfHostMemory {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that were free.
+        free: u64,
+    },
     /// An argument breaks a rule of the interface; the text names it.
     Invalid(String),
     /// No memory is held under this handle; also after it was freed.
@@ -63,6 +70,8 @@ pub mod code {
     pub const OUT_OF_MEMORY: i32 = 2;
     /// CUDA_ERROR_NOT_INITIALIZED
     pub const NOT_INITIALIZED: i32 = 3;
+    /// CUDA_ERROR_NO_DEVICE: also when there is no driver to ask.
+    pub const NO_DEVICE: i32 = 100;
     /// CUDA_ERROR_INVALID_DEVICE
     pub const INVALID_DEVICE: i32 = 101;
     /// CUDA_ERROR_OPERATING_SYSTEM: what a restore answers for ever after one ran out of memory.
@@ -122,6 +131,12 @@ impl fmt::Display for Error {
                 write!(
                     out,
                     "out of device memory: {asked} bytes asked, {free} bytes free"
+                )
+            }
+            Self::OutOfHostMemory { asked, free } => {
+                write!(
+                    out,
+                    "out of pinned host memory: {asked} bytes asked, {free} bytes free"
                 )
             }
             Self::Invalid(why) => write!(out, "invalid argument: {why}"),

@@ -2,8 +2,10 @@
 //! It must never give out a handle for memory whose restore did not go through.
 
 use crate::device::{Gpu, Phys};
-use crate::image::{Draft, Region, RegionClass, Store, WriterLimits};
-use crate::pipeline::{self, Cancel, Options, Placement, PullReport, Report, Ring, Window};
+use crate::image::{Draft, Identity, Region, RegionClass, Store, WriterLimits};
+use crate::pipeline::{
+    self, Cancel, HostPool, Loaded, Options, Placement, PullReport, Report, Resident, Ring, Window,
+};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -20,6 +22,9 @@ pub struct HeldGpu {
     held: Mutex<BTreeMap<u64, Phys>>,
     ring: Mutex<Option<Ring>>,
 }
+
+/// Layout, mappings and addresses of memory, by ascending region id.
+type Windows<'g> = (Vec<Region>, Vec<Window<'g>>, Vec<Placement>);
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -90,23 +95,8 @@ impl HeldGpu {
         files: &BTreeMap<String, PathBuf>,
         cancel: &Cancel,
     ) -> Result<PullReport> {
-        let held = locked(&self.held);
-        let mut windows = Vec::new();
-        let mut placements = Vec::new();
-        for (region_id, (name, handle)) in (1u32..).zip(regions) {
-            let phys = held.get(handle).ok_or_else(|| unknown(*handle))?;
-            draft
-                .regions
-                .push(Region::new(region_id, name, RegionClass::Gpu, phys.len()));
-            let window = Window::open(&*self.gpu, phys, None)?;
-            placements.push(Placement {
-                region_id,
-                va: window.va(),
-            });
-            windows.push(window);
-        }
-        // The windows keep the memory alive; other handles can be used meanwhile.
-        drop(held);
+        let (layout, windows, placements) = self.windows(regions)?;
+        draft.regions = layout;
         let mut writer = store.writer(draft, WriterLimits::default())?;
         for (path, source) in files {
             let mut file = std::fs::File::open(source)
@@ -122,21 +112,74 @@ impl HeldGpu {
         Ok(report)
     }
 
-    /// Restores all GPU regions into new memory; handles by name of region.
+    /// Restores all GPU regions into new memory; handles by name of region. A snapshot that is
+    /// not of `host` is refused.
     pub fn restore(
         &self,
         store: &Store,
         id: &str,
+        host: Option<&Identity>,
         cancel: &Cancel,
     ) -> Result<(BTreeMap<String, u64>, Report)> {
         let snapshot = store.snapshot(id)?;
+        host.map_or(Ok(()), |host| snapshot.manifest().identity.check(host))?;
         let options = Options::default();
         let loaded =
             self.with_ring(|ring| pipeline::load(&snapshot, &*self.gpu, ring, cancel, options))?;
+        self.hold_all(loaded, &snapshot.manifest().regions)
+    }
+
+    /// The same from host memory.
+    pub fn restore_resident(
+        &self,
+        resident: &mut Resident,
+        cancel: &Cancel,
+    ) -> Result<(BTreeMap<String, u64>, Report)> {
+        let options = Options::default();
+        let loaded = pipeline::load_resident(resident, &*self.gpu, cancel, options)?;
+        self.hold_all(loaded, resident.regions())
+    }
+
+    /// Copies memory by name of region into the pool; it can be freed or go on afterwards.
+    pub fn capture(
+        &self,
+        regions: &BTreeMap<String, u64>,
+        pool: &Arc<HostPool>,
+    ) -> Result<Resident> {
+        let (layout, windows, placements) = self.windows(regions)?;
+        let options = Options::default();
+        let resident = Resident::capture(&*self.gpu, layout, &placements, pool, options)?;
+        windows.into_iter().try_for_each(Window::close)?;
+        Ok(resident)
+    }
+
+    /// Maps memory by name of region. The windows keep it alive; the lock is free meanwhile.
+    fn windows(&self, regions: &BTreeMap<String, u64>) -> Result<Windows<'_>> {
+        let held = locked(&self.held);
+        let (mut layout, mut windows, mut placements) = (Vec::new(), Vec::new(), Vec::new());
+        for (region_id, (name, handle)) in (1u32..).zip(regions) {
+            let phys = held.get(handle).ok_or_else(|| unknown(*handle))?;
+            layout.push(Region::new(region_id, name, RegionClass::Gpu, phys.len()));
+            let window = Window::open(&*self.gpu, phys, None)?;
+            placements.push(Placement {
+                region_id,
+                va: window.va(),
+            });
+            windows.push(window);
+        }
+        Ok((layout, windows, placements))
+    }
+
+    /// Takes restored memory over; all of it or, when the device fails, none.
+    fn hold_all(
+        &self,
+        loaded: Loaded<'_>,
+        regions: &[Region],
+    ) -> Result<(BTreeMap<String, u64>, Report)> {
         let report = loaded.report;
         let mut done: Vec<(String, Phys)> = Vec::new();
         for (region_id, range) in loaded.ranges {
-            let region = snapshot.manifest().region(region_id);
+            let region = regions.iter().find(|region| region.id == region_id);
             let name = region.map(|region| region.name.clone()).unwrap_or_default();
             match range.into_phys() {
                 Ok(phys) => done.push((name, phys)),

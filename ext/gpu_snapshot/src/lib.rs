@@ -1,11 +1,13 @@
 //! Snapshots of GPU workers: the device trait, the file format and the restore pipeline.
-//! It must never hand a byte to a process that was not verified, and never know Python outside `py`.
+//! It must never hand on a byte that was not verified, and never know Python outside of `py`.
 
 pub mod buffer;
+pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod held;
 pub mod image;
+mod map;
 pub mod pipeline;
 pub mod soft;
 pub mod storage;

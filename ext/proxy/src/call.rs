@@ -114,6 +114,7 @@ async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, 
     let mut worker = slot.worker.clone();
     call.account.slot = Some(slot);
     let mut request = Some(build(core, call, &worker.upstream));
+    let mut written = false;
     for attempt in 1.. {
         let (mut line, connect) = match open(core, &worker.upstream).await {
             Ok(opened) => opened,
@@ -131,11 +132,10 @@ async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, 
             }
         };
         let Some(sending) = request.take() else { break };
-        let copy = if line.reused {
-            repeatable(&sending)
-        } else {
-            None
-        };
+        let reused = line.reused;
+        // A worker that answered nothing on a fresh connection is given one more try, no more: the
+        // request itself may be what ends it.
+        let copy = repeatable(&sending).filter(|_| reused || !written);
         let first_byte =
             tokio::time::timeout(core.config.first_byte_timeout, line.exchange(sending));
         let failed = match first_byte.await {
@@ -155,9 +155,10 @@ async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, 
         if let Some(error) = upload_error(core, &call.account) {
             return Err(error);
         }
-        let reused = line.reused;
         let mut failed = failed;
-        request = failed.take_message().or(copy).filter(|_| reused);
+        let unsent = failed.take_message();
+        written |= unsent.is_none() && !reused;
+        request = unsent.or(copy);
         if request.is_none() || attempt >= ATTEMPTS_MAX || !core.withdraw_retry() {
             let why = failed.into_error();
             let message = format!("worker {} failed before it answered: {why}", worker.pod_id);

@@ -1,4 +1,4 @@
-//! Who may call which worker now: per function a queue of parked calls and the slots of its workers.
+//! Who may call which worker now: each function's queue of parked calls and slots of workers.
 //! Must never touch a socket, and never hand out a slot that is not given back exactly once.
 
 mod slot;
@@ -147,9 +147,9 @@ impl Function {
     }
 
     /// Lets a call in. In this order:
-    /// (1) a function that is gone or disabled refuses, (2) a free slot is taken, of the worker used
-    /// last, unless others wait, (3) a full queue refuses, (4) the call waits in line, at the front
-    /// when it was let in before, and (5) more workers are asked for when there are too few.
+    /// (1) a function that is gone or disabled refuses, (2) a free slot is taken, of the worker
+    /// used last, unless others wait, (3) a full queue refuses, (4) the call waits in line, at the
+    /// front when it was let in before, and (5) more workers are asked for when they are too few.
     pub(crate) fn admit(self: &Arc<Self>, again: bool) -> Admission {
         let mut state = self.lock();
         // (1)

@@ -151,6 +151,7 @@ pub(crate) struct RelayBody {
     idle_timeout: Duration,
     silent_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    failure: Option<io::Error>,
 }
 
 impl RelayBody {
@@ -169,6 +170,7 @@ impl RelayBody {
             idle_timeout,
             silent_since: None,
             timer: None,
+            failure: None,
         };
         if body.incoming.is_end_stream() {
             body.finish();
@@ -186,12 +188,15 @@ impl RelayBody {
         }
     }
 
-    fn broken(&mut self, message: String) -> io::Error {
+    /// The answer broke off. The error comes one turn later, so that the frames which did arrive
+    /// are written to the client before its connection is cut.
+    fn broken(&mut self, message: String, cx: &Context<'_>) {
         self.line = None;
         if let Some(account) = self.account.take() {
             account.close(Outcome::WorkerBroke);
         }
-        io::Error::new(io::ErrorKind::ConnectionAborted, message)
+        self.failure = Some(io::Error::new(io::ErrorKind::ConnectionAborted, message));
+        cx.waker().wake_by_ref();
     }
 
     fn poll_incoming(
@@ -234,6 +239,9 @@ impl Body for RelayBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = &mut *self;
+        if let Some(failure) = this.failure.take() {
+            return Poll::Ready(Some(Err(failure)));
+        }
         match this.poll_incoming(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.silent_since = None;
@@ -245,16 +253,18 @@ impl Body for RelayBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(
-                this.broken(format!("the worker broke off: {error}"))
-            ))),
+            Poll::Ready(Some(Err(error))) => {
+                this.broken(format!("the worker broke off: {error}"), cx);
+                Poll::Pending
+            }
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)
             }
             Poll::Pending => {
                 ready!(this.poll_silence(cx));
-                Poll::Ready(Some(Err(this.broken("the worker fell silent".to_owned()))))
+                this.broken("the worker fell silent".to_owned(), cx);
+                Poll::Pending
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Prints JSON lines of the keep-alive benchmark for a trace; `bench/keepalive.py` is the friendly front of it.
-//! It must never print a figure that the same command does not print again.
+//! Prints JSON lines of the keep-alive benchmark for a trace; `bench/keepalive.py` is the friendly
+//! front of it. It must never print a figure that the same command does not print again.
 
 use std::io::Write;
 use std::{env, error::Error, fs};

@@ -1,5 +1,6 @@
 //! The books of one node: what it has, what is taken, and whether a request fits.
-//! They must never take more than is there by themselves; what a node reports is a fact all the same.
+//! They must never take more than is there by themselves; what a node reports is a fact all the
+//! same.
 
 use crate::nodes::{Capacity, GpuRequest, GpuShare, Holding, Request, Shortage};
 
@@ -64,7 +65,8 @@ impl Ledger {
         share.map_or((0, 0), |share| (share.mib, share.contexts))
     }
 
-    /// The holding that `request` would take here, on the fullest GPUs that fit, or what is missing.
+    /// The holding that `request` would take here, on the fullest GPUs that fit, or what is
+    /// missing.
     pub fn fit(&self, request: &Request) -> Result<Holding, Shortage> {
         let (used, has) = (&self.used, &self.capacity);
         if used.cpu_millis + request.cpu_millis > has.cpu_millis {

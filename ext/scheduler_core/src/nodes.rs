@@ -1,5 +1,5 @@
-//! What a node has and what is taken from it: exact accounting of every resource, fit, and a first placement.
-//! It must never know about pods, functions or time beyond the node's own back-off.
+//! What a node has and what is taken from it: exact accounting of every resource, fit, and a first
+//! placement. It must never know about pods, functions or time beyond the node's own back-off.
 
 use std::fmt;
 
@@ -213,8 +213,8 @@ impl Node {
     }
 }
 
-/// Best fit over all nodes: the one that keeps the least GPU memory, then CPU, unused; ties go by name,
-/// so that the order in which nodes registered does not matter.
+/// Best fit over all nodes: the one that keeps the least GPU memory, then CPU, unused; ties go by
+/// name, so that the order in which nodes registered does not matter.
 pub fn place<'a>(
     nodes: impl Iterator<Item = (NodeId, &'a Node)>,
     request: &Request,
@@ -248,7 +248,8 @@ fn leftover(ledger: &Ledger, holding: &Holding) -> (u64, u64) {
             gpu.vram_mib.saturating_sub(ledger.share_of(index).0)
         })
     };
-    // A request without GPUs goes where the fewest GPUs are free, so that they stay usable together.
+    // A request without GPUs goes where the fewest GPUs are free, so that they stay usable
+    // together.
     let gpu = match holding.gpus.as_slice() {
         [] => ledger.capacity.gpus.iter().map(|gpu| free(gpu.index)).sum(),
         shares => shares

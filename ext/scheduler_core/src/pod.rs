@@ -1,5 +1,6 @@
-//! The one pod state machine: every legal step of a pod's life is in `next`, everything else is an error.
-//! It must never know who drives it; the scheduler, the agent (through Python) and the documents read it.
+//! The one pod state machine: every legal step of a pod's life is in `next`, everything else is an
+//! error. It must never know who drives it; the scheduler, the agent (through Python) and the
+//! documents read it.
 
 use std::fmt;
 

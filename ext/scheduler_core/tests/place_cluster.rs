@@ -27,6 +27,7 @@ fn ask(count: u8, share: GpuShare) -> Request {
     let gpu = GpuRequest {
         count,
         share,
+        contexts: 1,
         types: TypeSet::ANY,
     };
     Request {
@@ -120,6 +121,24 @@ fn contexts_run_out_before_memory_does() {
             ..NoFit::default()
         }
     );
+}
+
+#[test]
+fn each_context_of_a_pod_has_its_overhead() {
+    let (mut placer, nodes) = placer([spec("n", "A", 1)]);
+    let mut both = ask(1, GpuShare::Units(10_000));
+    both.gpu = both.gpu.map(|gpu| GpuRequest { contexts: 2, ..gpu });
+    let pod = placer.place(&both).expect("it fits");
+    let view = placer.cluster().view(nodes[0]).expect("known");
+    assert_eq!(view.device_units().next(), Some(69_000));
+    assert_eq!(
+        refusal(&mut placer, &ask(1, GpuShare::Units(1))).contexts,
+        1
+    );
+    placer.release(pod).expect("it is held");
+    placer
+        .place(&ask(1, GpuShare::Units(1)))
+        .expect("both contexts are free again");
 }
 
 #[test]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pynvml  # type: ignore[import-untyped]
 
@@ -41,8 +41,11 @@ class Device(Protocol):
     @property
     def info(self) -> GpuInfo: ...
 
-    def allocate(self, size_mb: int) -> int:
-        """Take memory and return a handle; raises NoCapacity when the device has not that much."""
+    def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
+        """Take memory and return a handle; raises NoCapacity when the device has not that much.
+
+        `in_use` tells that the worker runs already, so that what it needs is not free any more.
+        """
 
     def free(self, handle: int) -> None:
         """Give memory back by its handle."""
@@ -55,7 +58,7 @@ class SimulatedDevice:
         self.info = info
         self._soft = SoftDevice(info.vram_mb + ROUNDING_SLACK_MB)
 
-    def allocate(self, size_mb: int) -> int:
+    def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
         try:
             return int(self._soft.allocate(size_mb))
         except (MemoryError, OSError, ValueError) as error:
@@ -72,9 +75,9 @@ class RealDevice:
         self.info = info
         self._handles = 0
 
-    def allocate(self, size_mb: int) -> int:
+    def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
         free_mb = free_memory_mb(self.info.uuid)
-        if free_mb < size_mb:
+        if free_mb < size_mb and not in_use:
             raise NoCapacity(
                 f"GPU {self.info.index} ({self.info.type}) has {free_mb} MB free by its driver,"
                 f" {size_mb} MB are needed"
@@ -88,12 +91,18 @@ class RealDevice:
 
 def free_memory_mb(uuid: str) -> int:
     """Memory in MB that the driver reports free on a device right now."""
-    pynvml.nvmlInit()
+    memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    return int(memory.free) // MIB
+
+
+def usable_memory_mb(handle: Any) -> int:
+    """Memory in MB that workers can have: without what the driver keeps for itself."""
     try:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-        return int(memory.free) // MIB
-    finally:
-        pynvml.nvmlShutdown()
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    except pynvml.NVMLError:
+        # A driver before 510 knows only the total.
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) // MIB
+    return int(memory.total - memory.reserved) // MIB
 
 
 def discover(simulated: Sequence[SimulatedGpu], selection: str) -> list[Device]:
@@ -123,22 +132,20 @@ def _real() -> list[GpuInfo]:
     except pynvml.NVMLError as error:
         log.info("no NVIDIA driver on this node: %s", error)
         return []
-    try:
-        infos = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            infos.append(
-                GpuInfo(
-                    index=index,
-                    type=str(pynvml.nvmlDeviceGetName(handle)),
-                    vram_mb=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) // MIB,
-                    simulated=False,
-                    uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
-                )
+    # NVML stays open: the driver is asked again before each start.
+    infos = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        infos.append(
+            GpuInfo(
+                index=index,
+                type=str(pynvml.nvmlDeviceGetName(handle)),
+                vram_mb=usable_memory_mb(handle),
+                simulated=False,
+                uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
             )
-        return infos
-    finally:
-        pynvml.nvmlShutdown()
+        )
+    return infos
 
 
 def _select(selection: str, present: set[int]) -> set[int]:

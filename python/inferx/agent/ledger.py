@@ -72,13 +72,16 @@ class Ledger:
                 self._holdings[victim].leaving = True
         self._holdings[pod_id] = Holding(per_device_mb, tuple(devices))
 
-    def take(self, pod_id: str) -> None:
-        """Allocate what was promised; raises NoCapacity when a device refuses (promise stays)."""
+    def take(self, pod_id: str, *, in_use: bool = False) -> None:
+        """Allocate what was promised; raises NoCapacity when a device refuses (promise stays).
+
+        `in_use` is for a worker that was found running.
+        """
         holding = self._holdings[pod_id]
         for index in holding.devices:
             if index not in holding.handles and holding.per_device_mb:
-                device = self._devices[index]
-                holding.handles[index] = device.allocate(holding.per_device_mb)
+                allocate = self._devices[index].allocate
+                holding.handles[index] = allocate(holding.per_device_mb, in_use=in_use)
 
     def release(self, pod_id: str) -> None:
         """Give back all that the pod holds or was promised; a pod without any is fine."""

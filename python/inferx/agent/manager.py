@@ -11,9 +11,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -22,7 +23,8 @@ from inferx.agent.epoch import EpochGuard
 from inferx.agent.housekeeping import Housekeeper
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
-from inferx.agent.pod import TERMINAL, Pod, Room, Tools
+from inferx.agent.pod import Pod, Room, Tools
+from inferx.agent.podstate import TERMINAL
 from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
 from inferx.agent.view import AgentView
@@ -175,7 +177,7 @@ class Manager:
                 if record is not None:
                     await self._adopt(folder, record)
                 else:
-                    await self._clear(folder)
+                    await self._clear(folder, {})
             except InferxError as error:
                 log.error("pod %s cannot be adopted: %s", folder.name, error)
         keeper = Housekeeper(self._folder, self._live_ids, self._forget)
@@ -234,7 +236,7 @@ class Manager:
         except OSError as error:
             self._tools.ledger.release(pod_id)
             self._tools.ledger.stay(room.ids)
-            raise StartFailed(f"pod {pod_id}: {error}") from error
+            raise Unavailable(f"node cannot keep pod {pod_id}: {error}") from error
         self._pods[pod.key.id] = pod
         pod.begin("start", room)
         return pod
@@ -288,21 +290,31 @@ class Manager:
                 self._pods[pod.key.id] = pod
                 self._report(pod)
             return
-        pod = Pod(self._tools, folder, record)
+        try:
+            pod = Pod(self._tools, folder, record)
+        except InferxError as error:
+            log.error("pod %s has a record that is not understood: %s", record.key.id, error)
+            await self._clear(folder, record.worker)
+            return
         pod.worker = await self._tools.runtime.adopt(folder, record.worker)
         self._pods[pod.key.id] = pod
         if pod.worker is None:
             pod.lost("the worker ended while the agent was away")
             return
+        first = "adopted"
         if record.state not in ("Standby", "Parking"):
             ledger = self._tools.ledger
-            ledger.promise(record.key.id, devices_of(pod.alloc), pod.alloc.vram_mb_per_device)
-            ledger.take(record.key.id)
-        pod.begin("adopted")
+            try:
+                ledger.promise(record.key.id, devices_of(pod.alloc), pod.alloc.vram_mb_per_device)
+                ledger.take(record.key.id, in_use=True)
+            except InferxError as error:
+                log.error("pod %s is ended, its GPU is not here: %s", record.key.id, error)
+                first = "terminate"
+        pod.begin(first)
 
-    async def _clear(self, folder: Path) -> None:
+    async def _clear(self, folder: Path, worker_record: Mapping[str, Any]) -> None:
         """End the worker of a folder that does not say what it is for, and remove the folder."""
-        worker = await self._tools.runtime.adopt(folder, {})
+        worker = await self._tools.runtime.adopt(folder, worker_record)
         if worker is not None:
             await worker.stop(self._tools.grace_s)
         shutil.rmtree(folder)

@@ -1,6 +1,6 @@
 """One pod: a task that alone moves it through its states, starts, parks, resumes and ends it.
 
-Must never change the state past the table in `_ext.pod_transition`, nor touch another pod's state.
+Must never touch another pod's state, nor change its own past `PodState`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from pathlib import Path
 
 import httpx
 
-from inferx._ext import pod_transition
 from inferx.agent import records
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
+from inferx.agent.podstate import TERMINAL, PodState
 from inferx.agent.probe import Probe, prove
 from inferx.agent.requests import Request, Requests
 from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
 from inferx.agent.spec import PodKey, devices_of, parse_alloc, parse_launch, sample_of
 from inferx.domain import cluster
-from inferx.errors import InferxError, InvalidState, StartFailed
+from inferx.errors import InferxError, InvalidState, NoCapacity, StartFailed
 
 log = logging.getLogger("inferx.agent.pod")
 
-TERMINAL = frozenset({"Terminated", "Failed"})
 RESUME_TIMEOUT_S = 30.0
 CLEANUP_GRACE_S = 1.0
+DRIVER_FREES_WITHIN_S = 10.0
+DRIVER_POLL_S = 0.1
 SHOWN_LOG_LINES = 20
 SHOWN_LOG_CHARS = 1500
 
@@ -68,10 +69,10 @@ class Pod:
         self.tools = tools
         self.folder = folder
         self.record = record
+        self._state = PodState(folder, record, lambda: tools.report(self))
         self.launch = parse_launch(record.funcspec)
         self.alloc = parse_alloc(record.alloc)
         self.log = PodLog(folder)
-        self.worker: Worker | None = None
         self._requests: Requests[Room] = Requests()
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -82,7 +83,16 @@ class Pod:
 
     @property
     def state(self) -> str:
-        return self.record.state
+        return self._state.name
+
+    @property
+    def worker(self) -> Worker | None:
+        """The running worker; set by who adopts one."""
+        return self._state.worker
+
+    @worker.setter
+    def worker(self, worker: Worker | None) -> None:
+        self._state.worker = worker
 
     # ---- verbs ----
 
@@ -98,7 +108,7 @@ class Pod:
     def lost(self, reason: str) -> None:
         """The worker was found gone by who looked for it; the pod ends without a task."""
         self.record.error = None if self.state == "Terminating" else reason
-        self._move("exited" if self.state == "Terminating" else "fail", reason)
+        self._state.move("exited" if self.state == "Terminating" else "fail", reason)
 
     async def settled(self, verb: str) -> None:
         """Wait for the verb in progress, if there is one; raises what it raised."""
@@ -181,13 +191,13 @@ class Pod:
 
     async def _start(self, room: Room) -> None:
         try:
-            self._move("create", "making room" if room.ids else "starting")
+            self._state.move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
-            self.tools.ledger.take(self.key.id)
+            await self._take()
             worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
-            self._move("started", "loading")
+            self._state.move("started", "loading")
             await self._prove(worker, sample_of(self.launch).loading_timeout_s)
-            self._move("probe_ok", "")
+            self._state.move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
                 raise  # the terminate that interrupted us is the next request
@@ -199,23 +209,23 @@ class Pod:
         if worker is None:
             raise InvalidState(f"pod {self.key.id} has no worker to adopt")
         worker.exited.add_done_callback(self._on_exit)
-        self._note("adopted, probing")
+        if self.state == "Terminating":
+            await self._terminate(Room())
+            return
+        self._state.note("adopted")
         try:
             if self.state == "Creating":
-                self._move("started", "adopted while starting")
+                self._state.move("started", "adopted while starting")
             if self.state in ("Loading", "Resuming", "Ready"):
                 await worker.thaw()
-                await self._prove(worker, sample_of(self.launch).loading_timeout_s)
+                again = self.state != "Loading"
+                await self._prove(worker, sample_of(self.launch).loading_timeout_s, again=again)
                 if self.state != "Ready":
-                    self._move("probe_ok", "")
+                    self._state.move("probe_ok", "")
                 else:
-                    self._note("adopted")
+                    self._state.note("adopted")
             elif self.state == "Parking":
                 await self._frozen(worker)
-            elif self.state == "Standby":
-                self._note("adopted")
-            else:
-                await self._terminate(Room())
         except InferxError as error:
             if self._ending.is_set():
                 raise
@@ -228,14 +238,17 @@ class Pod:
         if self.worker is None:
             raise InvalidState(f"pod {self.key.id} has no worker")
         # Idle belongs to the scheduler; the agent passes through it on the way to Parking.
-        self.record.state = pod_transition(self.state, "admit")
-        self._move("park", "parking")
+        self._state.pass_through("admit")
+        self._state.move("park", "parking")
         await self._frozen(self.worker)
 
     async def _frozen(self, worker: Worker) -> None:
-        await worker.freeze()
+        try:
+            await worker.freeze()
+        except InferxError as error:
+            raise await self._fail(error) from error
         self.tools.ledger.release(self.key.id)
-        self._move("parked", "frozen; holds host memory, no VRAM")
+        self._state.move("parked", "frozen; holds host memory, no VRAM")
 
     async def _resume(self, room: Room) -> None:
         if self.state == "Ready":
@@ -244,16 +257,16 @@ class Pod:
             raise InvalidState(f"pod {self.key.id} is {self.state}; only Standby can be resumed")
         try:
             await self._make_room(room)
-            self.tools.ledger.take(self.key.id)
+            await self._take()
         except InferxError:
             self.tools.ledger.release(self.key.id)
             raise
         try:
             self.record.start = "resume"
-            self._move("resume", "resuming")
+            self._state.move("resume", "resuming")
             await self.worker.thaw()
-            await self._prove(self.worker, RESUME_TIMEOUT_S)
-            self._move("probe_ok", "")
+            await self._prove(self.worker, RESUME_TIMEOUT_S, again=True)
+            self._state.move("probe_ok", "")
         except InferxError as error:
             if self._ending.is_set():
                 raise
@@ -261,17 +274,17 @@ class Pod:
 
     async def _terminate(self, _: Room) -> None:
         if self.state != "Terminating":
-            self._move("terminate", "terminating")
+            self._state.move("terminate", "terminating")
         try:
             if self.worker is not None:
                 await self.worker.stop(self.tools.grace_s)
         except InferxError as error:
-            # Something of it still lives: its VRAM stays counted, and the state says so.
+            # Something of it still lives: its VRAM stays counted, and the next request tries again.
             self.record.error = error.message
-            self._move("fail", "could not be ended")
+            self._state.note("could not be ended yet")
             raise
         self.tools.ledger.release(self.key.id)
-        self._move("exited", "")
+        self._state.move("exited", "")
 
     async def _exited(self, _: Room) -> None:
         if self.worker is not None and self.worker.exited.done():
@@ -291,7 +304,6 @@ class Pod:
 
     def _hold(self, worker: Worker) -> Worker:
         self.worker = worker
-        self.record.worker = worker.record
         worker.exited.add_done_callback(self._on_exit)
         return worker
 
@@ -305,50 +317,47 @@ class Pod:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures:
             self.tools.ledger.stay(room.ids)
-            raise StartFailed(f"no room: {'; '.join(str(failure) for failure in failures)}")
+            reasons = "; ".join(str(failure) for failure in failures)
+            raise NoCapacity(f"pods did not make room: {reasons}")
 
-    async def _prove(self, worker: Worker, timeout_s: float) -> None:
-        probe = Probe(self.tools.client, self.launch, self.tools.host, self.record.port)
+    async def _take(self) -> None:
+        """Take the promised VRAM. A driver frees memory some time after its process has ended."""
+        deadline = time.monotonic() + DRIVER_FREES_WITHIN_S
+        while True:
+            try:
+                self.tools.ledger.take(self.key.id)
+                return
+            except NoCapacity:
+                real = self.tools.ledger.real_devices(devices_of(self.alloc))
+                if not real or time.monotonic() > deadline or self._ending.is_set():
+                    raise
+            await asyncio.sleep(DRIVER_POLL_S)
+
+    async def _prove(self, worker: Worker, timeout_s: float, *, again: bool = False) -> None:
+        """Wait for the probe; `again` for a worker that has been ready before."""
+        tools = self.tools
+        probe = Probe(tools.client, self.launch, tools.host, self.record.port, again=again)
         await prove(probe, worker, self._ending, timeout_s)
 
     async def _fail(self, error: InferxError) -> InferxError:
         """End what is left, release the VRAM, and say why; returns the error for the caller."""
+        if self.state in TERMINAL:
+            return error
         if self.worker is not None:
             try:
                 await self.worker.stop(CLEANUP_GRACE_S)
             except InferxError as left:
                 error = StartFailed(f"{error.message}; {left.message}")
-                self._end_as_failed(error)
+                self._state.fail(error.message)
                 return error
         self.tools.ledger.release(self.key.id)
-        self._end_as_failed(error)
         shown = self.log.tail(SHOWN_LOG_LINES)[-SHOWN_LOG_CHARS:].strip()
         message = f"pod {self.key.id}: {error.message}"
         message += f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
-        return type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
-
-    def _end_as_failed(self, error: InferxError) -> None:
-        self.record.error = error.message
-        log.warning("pod %s failed: %s", self.key.id, error.message)
-        self._move("fail", error.message)
-
-    def _move(self, event: str, reason: str) -> None:
-        """The one place where the state changes: table, time, file, report."""
-        try:
-            self.record.state = pod_transition(self.state, event)
-        except ValueError as error:
-            raise InvalidState(f"pod {self.key.id}: {error}") from error
-        self.record.since_ms = time.time_ns() // 1_000_000
-        self._note(reason)
-
-    def _note(self, reason: str) -> None:
-        notes = self.worker.notes if self.worker is not None else ()
-        self.record.reason = "; ".join(part for part in (reason, *notes) if part)
-        if self.worker is not None:
-            self.record.worker = self.worker.record
-        records.save(self.folder, self.record)
-        log.info("pod %s %s %s", self.key.id, self.state, self.record.reason)
-        self.tools.report(self)
+        # The pod's view may reach the scheduler before this call's answer does: both say the same.
+        error = type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
+        self._state.fail(error.message)
+        return error
 
     def describe(self) -> cluster.Pod:
         """The pod as others see it: the `object` of its kind."""

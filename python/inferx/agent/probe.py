@@ -25,12 +25,29 @@ ANSWER_SHOWN_BYTES = 300
 
 
 class Probe:
-    """Asks one worker; `last` says what the most recent try found."""
+    """Asks one worker; `last` says what the most recent try found.
 
-    def __init__(self, client: httpx.AsyncClient, spec: FunctionSpec, host: str, port: int) -> None:
+    With `again` the worker has been ready before and only has to show that it runs: a function
+    probed by Prompt is then asked for its health path, and may even not know that path.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        spec: FunctionSpec,
+        host: str,
+        port: int,
+        *,
+        again: bool = False,
+    ) -> None:
         self._client = client
         self._endpoint = spec.endpoint
+        self._by_prompt = spec.endpoint.probe_type == "Prompt"
+        self._again = again
         self._sample = sample_of(spec)
+        by_prompt_now = self._by_prompt and not again
+        path = self._sample.path if by_prompt_now else spec.endpoint.probe
+        self._asks = f"{'POST' if by_prompt_now else 'GET'} /{path.lstrip('/')}"
         self._base = f"{spec.endpoint.schema.lower()}://{host}:{port}"
         self._port = port
         self._refused = True
@@ -52,19 +69,19 @@ class Probe:
         self.tries += 1
         try_s = min(left_s, self._endpoint.probe_timeout_ms / 1000)
         try:
-            if self._endpoint.probe_type == "Prompt":
+            if self._by_prompt and not self._again:
                 return await self._ask_prompt(try_s, left_s)
             return await self._ask("GET", self._endpoint.probe, try_s)
         except httpx.ConnectError:
-            self.last = f"nothing listens on port {self._port}"
+            self.last = f"{self._asks}: nothing listens on port {self._port}"
         except (httpx.TimeoutException, TimeoutError):
             self._refused = False
             # A try that the end of the loading time cut short says less than the one before it.
             if try_s >= self._endpoint.probe_timeout_ms / 1000 or self.tries == 1:
-                self.last = f"no answer within {try_s * 1000:.0f} ms"
+                self.last = f"{self._asks}: no answer within {try_s * 1000:.0f} ms"
         except httpx.HTTPError as error:
             self._refused = False
-            self.last = f"{type(error).__name__}: {error}"
+            self.last = f"{self._asks}: {type(error).__name__}: {error}"
         return False
 
     async def _ask_prompt(self, try_s: float, left_s: float) -> bool:
@@ -86,13 +103,18 @@ class Probe:
             async for piece in answer.aiter_bytes():
                 body += piece
                 # The first token proves a streaming worker; the rest of its text is not needed.
-                if answer.status_code == 200 or len(body) >= ANSWER_SHOWN_BYTES:
+                if self._satisfied(answer) or len(body) >= ANSWER_SHOWN_BYTES:
                     break
-            if answer.status_code == 200:
+            if self._satisfied(answer):
                 return True
             shown = body[:ANSWER_SHOWN_BYTES].decode("utf-8", errors="replace").strip()
-            self.last = f"{method} /{path.lstrip('/')} answered {answer.status_code}: {shown}"
+            self.last = f"{self._asks} answered {answer.status_code}: {shown}"
             return False
+
+    def _satisfied(self, answer: httpx.Response) -> bool:
+        if self._by_prompt and self._again:
+            return answer.status_code < 500
+        return answer.status_code == 200
 
     def _hint(self) -> str:
         if self._refused:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from inferx.errors import BadRequest, ConfigError, InferxError, Unavailable
+from inferx.errors import InferxError, Unavailable
 
 EXIT_ERROR, EXIT_USAGE, EXIT_UNREACHABLE = 1, 2, 3
 
@@ -34,16 +34,6 @@ class UserError(click.ClickException):
     """An `InferxError` on its way to the terminal."""
 
     exit_code = EXIT_ERROR
-
-    def __init__(self, error: InferxError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-    def format_message(self) -> str:
-        """The message, then the machine-readable code when it adds something."""
-        if isinstance(self.error, BadRequest | ConfigError | Unavailable):
-            return self.message
-        return f"{self.message} ({self.error.code})"
 
 
 class UnreachableError(UserError):
@@ -87,7 +77,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except InferxError as error:
             kind = UnreachableError if isinstance(error, Unavailable) else UserError
-            raise kind(error) from error
+            raise kind(error.message) from error
 
 
 @click.group(

@@ -133,13 +133,14 @@ class Gateway:
 
 
 def error_of(answer: httpx.Response) -> InferxError:
-    """The error that an answer carries, of its own class when the code is known."""
+    """The error that an answer carries, of its own class when the code is known.
+
+    The code is part of the message: it tells the platform's errors from those found here.
+    """
     try:
         body = answer.json()["error"]
         code, message = str(body["code"]), str(body["message"])
     except (ValueError, KeyError, TypeError):
         return InferxError(f"HTTP {answer.status_code}: {answer.text[:500] or 'no body'}")
     kind = from_code(code)
-    if kind is InferxError and code != InferxError.code:
-        message = f"{message} [{code}]"
-    return kind(message, retry_after_ms=body.get("retry_after_ms"))
+    return kind(f"{message} ({code})", retry_after_ms=body.get("retry_after_ms"))

@@ -60,7 +60,7 @@ def apply(files: tuple[str, ...], tenant: str, namespace: str | None, gateway: G
             if not 400 <= error.http_status < 500:
                 raise
             failed += 1
-            click.echo(f"error: {manifest.origin}: {error.message} ({error.code})", err=True)
+            click.echo(f"error: {manifest.origin}: {error.message}", err=True)
         else:
             for warning in dict.fromkeys((*manifest.warnings, *warnings)):
                 click.echo(f"warning: {manifest.origin}: {warning}", err=True)

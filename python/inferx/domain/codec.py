@@ -17,6 +17,7 @@ from inferx.domain.reader import Fields
 from inferx.errors import BadRequest
 
 MANIFEST_BYTES_MAX = 1 << 20
+DEPTH_MAX = 100
 
 Lookup = Callable[[Key], "Object[Any] | None"]
 
@@ -48,6 +49,7 @@ def parse_json(data: bytes | str) -> Any:
         value = json.loads(
             text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number
         )
+        _check_depth(text, value)
         if "\\ud" in text.lower():  # an escape may stand for half a character, which is no text
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -61,6 +63,23 @@ def parse_json(data: bytes | str) -> Any:
         raise BadRequest(f"manifest: not JSON: {error}") from error
 
 
+def _check_depth(text: str, value: Any) -> None:
+    """Refuse what nests so deeply that later steps could not walk it."""
+    if text.count("{") + text.count("[") <= DEPTH_MAX:
+        return
+    level = [value]
+    for _ in range(DEPTH_MAX):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise BadRequest(f"manifest: nested too deeply, more than {DEPTH_MAX} levels")
+
+
 def parse_manifest(data: bytes | str | Mapping[str, Any]) -> tuple[Object[Any], list[str]]:
     """An object and warnings (unknown fields with their path) from a manifest.
 
@@ -70,7 +89,7 @@ def parse_manifest(data: bytes | str | Mapping[str, Any]) -> tuple[Object[Any], 
     if not isinstance(data, bytes | str):
         try:  # what came from YAML or from code may hold what JSON has not: dates, infinity, ...
             data = json.dumps(data, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise BadRequest(f"manifest: cannot be written as JSON: {error}") from error
     return read_manifest(parse_json(data))
 

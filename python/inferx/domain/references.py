@@ -11,6 +11,9 @@ from typing import Any
 from inferx.domain.meta import PUBLIC, SYSTEM, Key, Meta, Object
 from inferx.domain.objects import FunctionSpec
 
+SCHEDULER_KEY: Key = (SYSTEM, SYSTEM, "scheduler")
+"""The record of the leading scheduler; its revision is the epoch."""
+
 
 @dataclass(frozen=True)
 class Parent:

@@ -8,19 +8,20 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from inferx._ext import Proxy
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import replies
 from inferx.gateway.functions import Functions
+from inferx.gateway.identity import Identity
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
 from inferx.gateway.views import ViewRoutes
@@ -33,20 +34,23 @@ _log = logging.getLogger(__name__)
 
 def listen_host(config: NodeConfig) -> str:
     """The loopback address for a node that lives there, every address otherwise."""
-    return "127.0.0.1" if ipaddress.ip_address(config.host_ip).is_loopback else "0.0.0.0"  # noqa: S104
+    if ipaddress.ip_address(config.host_ip).is_loopback:
+        return "127.0.0.1"
+    return "0.0.0.0"  # noqa: S104 (a gateway is there to be reached)
 
 
 class Gateway:
     """One gateway. `app` is its ASGI app; the data plane runs while the app's lifespan does."""
 
     def __init__(self, config: NodeConfig, control_socket: Path) -> None:
-        self.gateway_id = secrets.randbits(63)
+        self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._config = config
         self._proxy = Proxy(listen_host(config), config.gateway_port, control_socket)
         self.app = Starlette(
             lifespan=self._lifespan,
+            middleware=[Middleware(replies.RequestIds)],
             exception_handlers={
                 InferxError: replies.on_inferx_error,
                 HTTPException: replies.on_http_error,
@@ -66,7 +70,7 @@ class Gateway:
         state = client.channel(self._config.state_svc_addrs[0])
         scheduler = client.channel(self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
-        workers = Workers(self._proxy, functions, scheduler, self.gateway_id)
+        workers = Workers(self._proxy, functions, scheduler, self._identity)
         pump = Pump(self._proxy, workers.handle)
         app.router.routes[:] = [
             *ViewRoutes(functions, self._proxy.stats, state, scheduler).routes(),
@@ -75,7 +79,7 @@ class Gateway:
         pump.start()
         workers.start()
         getting_ready = asyncio.create_task(self._get_ready(functions, workers))
-        _log.info("gateway %d listens on port %d", self.gateway_id, self.port)
+        _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
             yield
         finally:
@@ -87,6 +91,7 @@ class Gateway:
             await asyncio.gather(getting_ready, return_exceptions=True)
             await pump.stop()
             await workers.stop()
+            self._identity.release()
             await functions.stop()
             await asyncio.gather(state.close(None), scheduler.close(None))
 

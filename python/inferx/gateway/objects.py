@@ -16,11 +16,13 @@ from inferx.domain.codec import dump_manifest, parse_manifest
 from inferx.domain.meta import Object
 from inferx.domain.objects import KINDS
 from inferx.errors import BadRequest, Forbidden
+from inferx.gateway.backends import ask, write
 from inferx.gateway.functions import Functions
 from inferx.gateway.replies import body, names, number, reply, segments
-from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc
+from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
 
 WRITABLE = frozenset({"tenant", "namespace", "function", "funcpolicy"})
+STATE = "state service"
 _NAME_PARTS = ("type", "tenant", "namespace", "name")
 
 
@@ -54,7 +56,7 @@ class ObjectRoutes:
         """PUT: a new object."""
         obj, warnings = await _manifest(request)
         message = ixmeta_pb2.CreateRequestMessage(obj=convert.to_proto(obj))
-        answer, more = await client.write(self._stub.Create, message)
+        answer, more = await write(STATE, self._stub.Create, message)
         return await self._written(obj, answer.revision, warnings + more, 201)
 
     async def update(self, request: Request) -> Response:
@@ -63,7 +65,7 @@ class ObjectRoutes:
         message = ixmeta_pb2.UpdateRequestMessage(
             expect_rev=obj.revision, obj=convert.to_proto(obj)
         )
-        answer, more = await client.write(self._stub.Update, message)
+        answer, more = await write(STATE, self._stub.Update, message)
         return await self._written(obj, answer.revision, warnings + more, 200)
 
     async def _written(
@@ -85,7 +87,7 @@ class ObjectRoutes:
             name=name,
             revision=number(request.query_params.get("revision", "0"), "revision"),
         )
-        answer = await client.call(self._stub.Get, message)
+        answer = await ask(STATE, self._stub.Get, message)
         return reply(convert.manifest_of(answer.obj))
 
     async def delete(self, request: Request) -> Response:
@@ -98,7 +100,7 @@ class ObjectRoutes:
             name=name,
             expect_rev=number(request.query_params.get("revision", "0"), "revision"),
         )
-        answer = await client.call(self._stub.Delete, message)
+        answer = await ask(STATE, self._stub.Delete, message)
         await self._functions.seen(kind, (tenant, namespace, name), None)
         return reply({"revision": answer.revision})
 
@@ -115,7 +117,7 @@ class ObjectRoutes:
             label_selector=request.query_params.get("label_selector", ""),
             field_selector=request.query_params.get("field_selector", ""),
         )
-        answer = await client.call(self._stub.List, message)
+        answer = await ask(STATE, self._stub.List, message)
         return reply([convert.manifest_of(obj) for obj in answer.objs])
 
 

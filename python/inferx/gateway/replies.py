@@ -14,7 +14,9 @@ from urllib.parse import unquote_to_bytes
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from inferx import telemetry
 from inferx.domain.meta import check_name
 from inferx.errors import BadRequest, BodyTooLarge, InferxError, NotFound
 
@@ -86,6 +88,19 @@ def error_reply(request: Request, error: InferxError) -> Response:
     if error.retry_after_ms is not None:
         headers["Retry-After"] = str(max(1, -(-error.retry_after_ms // 1000)))
     return reply({"error": content}, error.http_status, headers)
+
+
+class RequestIds:
+    """Binds the request's id, so that it is in every log line and goes along to other services."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        found = dict(scope.get("headers") or ()).get(b"x-request-id", b"")
+        with telemetry.bind(request_id=found.decode("latin-1")):
+            await self._app(scope, receive, send)
 
 
 async def on_inferx_error(request: Request, error: Exception) -> Response:

@@ -16,14 +16,16 @@ from starlette.routing import Route
 from inferx.domain.meta import SYSTEM, Object
 from inferx.domain.objects import Node, Pod
 from inferx.errors import InferxError, InvalidState, NotFound, Unavailable
+from inferx.gateway.backends import ask
 from inferx.gateway.functions import Functions, model_id
 from inferx.gateway.metrics import render
+from inferx.gateway.objects import STATE
 from inferx.gateway.replies import flag, names, number, reply, segments
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 
 _POD_PARTS = ("tenant", "namespace", "function", "revision", "pod")
-_LOG_START_S = 10.0
+SCHEDULER = "scheduler"
 
 
 class ViewRoutes:
@@ -38,9 +40,10 @@ class ViewRoutes:
     ) -> None:
         self._functions = functions
         self._stats = stats
-        self._state = ixmeta_pb2_grpc.IxMetaServiceStub(state)  # type: ignore[no-untyped-call]
-        self._pods = ixmeta_pb2_grpc.IxMetaServiceStub(scheduler)  # type: ignore[no-untyped-call]
-        self._scheduler = na_pb2_grpc.SchedulerServiceStub(scheduler)  # type: ignore[no-untyped-call]
+        objects: Any = ixmeta_pb2_grpc.IxMetaServiceStub
+        leases: Any = na_pb2_grpc.SchedulerServiceStub
+        self._state, self._pods = objects(state), objects(scheduler)
+        self._scheduler = leases(scheduler)
 
     def routes(self) -> list[Route]:
         """The routes of this part."""
@@ -74,7 +77,7 @@ class ViewRoutes:
     async def _list_pods(self, found: list[str]) -> list[dict[str, Any]]:
         tenant, namespace, function = [*found, "", "", ""][:3]
         message = ixmeta_pb2.ListRequestMessage(obj_type="pod", tenant=tenant, namespace=namespace)
-        answer = await client.call(self._pods.List, message)
+        answer = await ask(SCHEDULER, self._pods.List, message)
         pods = [convert.manifest_of(obj) for obj in answer.objs]
         if function:
             pods = [pod for pod in pods if pod["object"]["spec"]["funcname"] == function]
@@ -93,7 +96,7 @@ class ViewRoutes:
         message = ixmeta_pb2.GetRequestMessage(
             obj_type="pod", tenant=tenant, namespace=namespace, name=name
         )
-        answer = await client.call(self._pods.Get, message)
+        answer = await ask(SCHEDULER, self._pods.Get, message)
         found: ixmeta_pb2.Obj = answer.obj
         return found
 
@@ -109,7 +112,7 @@ class ViewRoutes:
             fprevision=spec.fprevision,
             id=name,
         )
-        answer = await client.call(self._scheduler.KillPod, message, 30.0)
+        answer = await ask(SCHEDULER, self._scheduler.KillPod, message, 30.0)
         if answer.status == pb.NOT_FOUND:
             raise NotFound(f"{pod.meta} does not exist any more")
         if answer.status == pb.INVALID_STATE:
@@ -123,7 +126,7 @@ class ViewRoutes:
     async def nodes(self, request: Request) -> Response:
         """All nodes."""
         message = ixmeta_pb2.ListRequestMessage(obj_type="node")
-        answer = await client.call(self._state.List, message)
+        answer = await ask(STATE, self._state.List, message)
         return reply([convert.manifest_of(obj) for obj in answer.objs])
 
     async def node(self, request: Request) -> Response:
@@ -135,7 +138,7 @@ class ViewRoutes:
         message = ixmeta_pb2.GetRequestMessage(
             obj_type="node", tenant=SYSTEM, namespace=SYSTEM, name=name
         )
-        answer = await client.call(self._state.Get, message)
+        answer = await ask(STATE, self._state.Get, message)
         found: ixmeta_pb2.Obj = answer.obj
         return found
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import grpc.aio
 
+from inferx import telemetry
 from inferx._ext import Proxy
 from inferx.domain.meta import Key
 from inferx.errors import InferxError, QueueTimeout, Unavailable
 from inferx.gateway.functions import Functions, join, split
+from inferx.gateway.identity import Identity
 from inferx.rpc import client, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 
@@ -65,7 +67,7 @@ class Workers:
         proxy: Proxy,
         functions: Functions,
         channel: grpc.aio.Channel,
-        gateway_id: int,
+        identity: Identity,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self.connected = asyncio.Event()
@@ -73,7 +75,8 @@ class Workers:
         self._proxy = proxy
         self._functions = functions
         self._stub = na_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
-        self._gateway_id = gateway_id
+        self._identity = identity
+        self._gateway_id = identity.gateway_id
         self._heartbeat_s = heartbeat_s
         self._handles = itertools.count(1)
         self._epoch = 0
@@ -176,9 +179,8 @@ class Workers:
                 deadline_ms=max(1, round(left_s * 1000)),
             )
             try:
-                answer = await client.call(
-                    self._stub.LeaseWorker, request, left_s + 2.0, [("x-request-id", request_id)]
-                )
+                with telemetry.bind(request_id=request_id):
+                    answer = await client.call(self._stub.LeaseWorker, request, left_s + 2.0)
             except Unavailable as error:
                 self._doubt.set()
                 if loop.time() + backoff_s >= deadline:
@@ -276,8 +278,10 @@ class Workers:
         request = pb.ConnectReq(
             gateway_id=self._gateway_id,
             workers=[lease.worker_id() for lease in announced.values()],
+            replaces=self._identity.replaces,
         )
         answer = await client.call(self._stub.ConnectScheduler, request, _RPC_TIMEOUT_S)
+        self._identity.announced()
         self._epoch = answer.epoch
         rejected = set(answer.rejected_lease_ids)
         for handle, lease in announced.items():

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import orjson
 
+from inferx import telemetry
 from inferx.errors import (
     AlreadyExists,
     BadRequest,
@@ -32,6 +33,7 @@ from inferx.rpc.server import (
     ERROR_METADATA,
     MESSAGE_BYTES_MAX,
     METADATA_BYTES_MAX,
+    REQUEST_ID_METADATA,
     WARNINGS_METADATA,
 )
 
@@ -83,11 +85,12 @@ async def call(
 ) -> Any:
     """The response of a unary stub method, or the `InferxError` that the server raised.
 
-    A peer that cannot be reached gives `Unavailable`. With `timeout_s` over, the error is
-    `QueueTimeout` when the server says so and `Unavailable` when it does not answer at all.
+    The `request_id` bound in `telemetry` travels along. A peer that cannot be reached gives
+    `Unavailable`. With `timeout_s` over, the error is `QueueTimeout` when the server says so and
+    `Unavailable` when it does not answer at all.
     """
     try:
-        response = await method(request, timeout=timeout_s, metadata=tuple(metadata))
+        response = await method(request, timeout=timeout_s, metadata=_with_request_id(metadata))
     except grpc.aio.AioRpcError as error:
         raise typed(error) from error
     text = getattr(response, "error", "")
@@ -98,7 +101,7 @@ async def call(
 
 async def write(method: Any, request: Any, timeout_s: float | None = 10.0) -> tuple[Any, list[str]]:
     """Like `call`, with the warnings of the state service about the written object."""
-    pending = method(request, timeout=timeout_s)
+    pending = method(request, timeout=timeout_s, metadata=_with_request_id(()))
     try:
         response = await pending
         metadata = await pending.trailing_metadata()
@@ -108,6 +111,14 @@ async def write(method: Any, request: Any, timeout_s: float | None = 10.0) -> tu
         if name == WARNINGS_METADATA:
             return response, [str(item) for item in orjson.loads(value)]
     return response, []
+
+
+def _with_request_id(metadata: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """`metadata`, and the request id in force so that the server's logs have it too."""
+    request_id = telemetry.bound().get("request_id", "")
+    if not request_id or not request_id.isascii() or not request_id.isprintable():
+        return tuple(metadata)
+    return (*metadata, (REQUEST_ID_METADATA, request_id[:128]))
 
 
 def typed(error: grpc.aio.AioRpcError) -> InferxError:

@@ -11,6 +11,7 @@ from typing import Any
 
 from inferx.domain.codec import dump_manifest, parse_json, read_manifest
 from inferx.domain.meta import Object
+from inferx.errors import BadRequest
 from inferx.rpc import ixmeta_pb2
 
 EXTRA_ANNOTATION = "inferx/envelope-extra"
@@ -55,7 +56,11 @@ def manifest_of(message: ixmeta_pb2.Obj) -> dict[str, Any]:
     """The manifest (unchecked) that a message carries; `BadRequest` when its data is not JSON."""
     annotations = {item.key: item.val for item in message.annotations}
     extra = annotations.pop(EXTRA_ANNOTATION, None)
-    manifest: dict[str, Any] = {} if extra is None else dict(parse_json(extra))
+    manifest: dict[str, Any] = {}
+    if extra is not None:
+        manifest = parse_json(extra)
+        if not isinstance(manifest, dict):
+            raise BadRequest(f"annotations.{EXTRA_ANNOTATION}: expected object")
     manifest.update(
         type=message.kind,
         tenant=message.tenant,

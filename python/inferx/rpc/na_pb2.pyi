@@ -56,12 +56,14 @@ class WorkerId(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., funcname: _Optional[str] = ..., fprevision: _Optional[int] = ..., id: _Optional[str] = ..., lease_id: _Optional[str] = ..., slots: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ConnectReq(_message.Message):
-    __slots__ = ("gateway_id", "workers")
+    __slots__ = ("gateway_id", "workers", "replaces")
     GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
     gateway_id: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerId]
-    def __init__(self, gateway_id: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerId, _Mapping]]] = ...) -> None: ...
+    replaces: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, gateway_id: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerId, _Mapping]]] = ..., replaces: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ConnectResp(_message.Message):
     __slots__ = ("error", "rejected_lease_ids", "epoch")

@@ -17,10 +17,12 @@ import grpc
 import grpc.aio
 from google.protobuf import descriptor_pool, message_factory
 
+from inferx import telemetry
 from inferx.errors import InferxError, NotSupported, Unavailable
 
 ERROR_METADATA = "inferx-error"
 WARNINGS_METADATA = "inferx-warnings"
+REQUEST_ID_METADATA = "x-request-id"
 MESSAGE_BYTES_MAX = 64 << 20
 METADATA_BYTES_MAX = 64 << 10
 MESSAGE_CHARS_MAX = 16 << 10
@@ -56,6 +58,14 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         )
 
 
+def _request_id(context: Any) -> dict[str, str]:
+    """The caller's request id, to be in every log line of this call."""
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID_METADATA:
+            return {"request_id": str(value)[:128]}
+    return {}
+
+
 def _response_type(method: str) -> Any:
     """The message class that `method` answers with, None when it has no `error` field."""
     try:
@@ -72,10 +82,11 @@ def _unary(handler: Any, method: str) -> Callable[..., Awaitable[Any]]:
     response_type = _response_type(method)
 
     async def call(request: Any, context: Any) -> Any:
-        try:
-            return await behaviour(request, context)
-        except Exception as error:
-            typed = _typed(error, method)
+        with telemetry.bind(**_request_id(context)):
+            try:
+                return await behaviour(request, context)
+            except Exception as error:
+                typed = _typed(error, method)
         if response_type is None:
             return await _abort(context, typed)
         # Status and message both travel: older clients read only the message's `error`.

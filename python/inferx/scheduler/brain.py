@@ -132,6 +132,11 @@ class Brain:
         self._core.connect(self.now_ms(), gateway_id)
         self._settle()
 
+    def replace(self, gateway_id: int) -> None:
+        """That gateway's process is gone; its leases end at once."""
+        self._core.replace(self.now_ms(), gateway_id)
+        self._settle()
+
     def refresh(self, gateway_id: int) -> bool:
         """A heartbeat; False for a gateway that has to announce itself."""
         known = self._core.refresh(self.now_ms(), gateway_id)

@@ -36,6 +36,8 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
 
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
         """A gateway says which leases it holds; those that it must drop are named."""
+        for gone in request.replaces:
+            self._brain.replace(gone)
         self._brain.connect(request.gateway_id)
         rejected = [
             worker.lease_id

@@ -164,6 +164,8 @@ class EmbeddedStore:
             for lease in [one for one, deadline in self._deadlines.items() if deadline <= now]:
                 try:
                     await self.revoke(lease)
+                except NotFound:
+                    continue  # its owner was faster
                 except InferxError as error:
                     _log.warning("lease %d stays for now: %s", lease, error)
                     self._deadlines[lease] = now + _REVOKE_RETRY_S

@@ -255,6 +255,16 @@ pub(super) fn check_path(path: &str) -> Result<()> {
 }
 
 impl Identity {
+    /// Refuses a restore on a host that differs; see `differences`.
+    pub fn check(&self, host: &Identity) -> Result<()> {
+        let differences = self.differences(host);
+        if differences.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Incompatible(differences))
+        }
+    }
+
     /// The differences that forbid a restore on `host`, which fills in what the host is.
     pub fn differences(&self, host: &Identity) -> Vec<String> {
         let texts = [

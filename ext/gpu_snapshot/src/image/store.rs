@@ -190,7 +190,7 @@ impl Store {
         Writer::begin(Arc::clone(&self.storage), &self.root, draft, limits)
     }
 
-    /// Removes a snapshot: out of sight at once, then from the disk. Open readers are not disturbed.
+    /// Removes a snapshot: out of sight at once, then from the disk; open readers keep theirs.
     pub fn remove(&self, id: &str) -> Result<()> {
         check_id(id)?;
         let aside = self.set_aside(id, ".del-")?;

@@ -2,12 +2,16 @@
 //! It must never copy unchecked bytes, and on its path never allocate, pin or map anything.
 
 mod plan;
+mod pool;
 mod pull;
 mod range;
+mod resident;
 mod restore;
 mod ring;
 
+pub use pool::HostPool;
 pub use pull::{PullReport, check_device, save};
-pub use range::{DeviceRange, Loaded, Window, load};
+pub use range::{DeviceRange, Loaded, Window, load, load_resident};
+pub use resident::Resident;
 pub use restore::{Options, Placement, Report, restore};
 pub use ring::{Cancel, Ring};

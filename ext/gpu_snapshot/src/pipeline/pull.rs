@@ -64,15 +64,14 @@ fn pull(
             return Err(Error::Timeout(format!("no copy finished in {timeout:?}")));
         };
         in_flight -= 1;
-        let Some(mut slot) = completion.buffer else {
-            continue;
-        };
+        let mut slot = completion.buffer;
         if result.is_ok() {
-            result = completion
-                .result
-                .and_then(|()| each(completion.tag, &mut slot));
+            result = completion.result.and_then(|()| match &mut slot {
+                Some(slot) => each(completion.tag, slot),
+                None => Err(Error::Invalid("the queue lost a buffer".into())),
+            });
         }
-        ring.free.push(slot);
+        ring.free.extend(slot);
     }
     report.elapsed = started.elapsed();
     result.map(|()| report)

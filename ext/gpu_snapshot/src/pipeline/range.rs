@@ -1,10 +1,11 @@
 //! Device memory that belongs to one job: mapped as a whole, and given back whatever happens.
 //! It must never outlive a failed restore: nobody may find half-restored memory.
 
+use super::resident::Resident;
 use super::restore::{Options, Placement, Report, restore};
 use super::ring::{Cancel, Ring};
 use crate::device::{Access, Device, Phys, Va, round_up};
-use crate::image::{RegionClass, Snapshot};
+use crate::image::{Region, RegionClass, Snapshot};
 use crate::{Error, Result};
 use std::os::fd::OwnedFd;
 
@@ -163,7 +164,29 @@ pub fn load<'d>(
     cancel: &Cancel,
     options: Options,
 ) -> Result<Loaded<'d>> {
-    let regions = &snapshot.manifest().regions;
+    load_with(device, &snapshot.manifest().regions, |placements| {
+        restore(snapshot, device, ring, placements, cancel, options)
+    })
+}
+
+/// The same from host memory.
+pub fn load_resident<'d>(
+    resident: &mut Resident,
+    device: &'d dyn Device,
+    cancel: &Cancel,
+    options: Options,
+) -> Result<Loaded<'d>> {
+    let regions = resident.regions().to_vec();
+    load_with(device, &regions, |placements| {
+        resident.restore(device, placements, cancel, options)
+    })
+}
+
+fn load_with<'d>(
+    device: &'d dyn Device,
+    regions: &[Region],
+    restore: impl FnOnce(&[Placement]) -> Result<Report>,
+) -> Result<Loaded<'d>> {
     let regions = || {
         regions
             .iter()
@@ -183,13 +206,6 @@ pub fn load<'d>(
         ranges: ranges.collect::<Result<_>>()?,
         report: Report::default(),
     };
-    loaded.report = restore(
-        snapshot,
-        device,
-        ring,
-        &loaded.placements(),
-        cancel,
-        options,
-    )?;
+    loaded.report = restore(&loaded.placements())?;
     Ok(loaded)
 }

@@ -203,15 +203,16 @@ impl<'a> Engine<'a> {
         let mut state = self.lock();
         state.in_flight -= 1;
         state.first_copy.get_or_insert(self.started.elapsed());
+        let index = completion.tag as usize;
+        if let Err(why) = completion.result {
+            state.free.extend(completion.buffer);
+            return self.stop(&mut state, why);
+        }
         let Some(slot) = completion.buffer else {
             let why = Error::Invalid("the queue lost a buffer".into());
             return self.stop(&mut state, why);
         };
-        let index = completion.tag as usize;
-        if let Err(why) = completion.result {
-            state.free.push(slot);
-            self.stop(&mut state, why);
-        } else if self.plan.steps[index].more && state.fatal.is_none() {
+        if self.plan.steps[index].more && state.fatal.is_none() {
             self.submit(&mut state, index + 1, slot);
         } else {
             self.finish_read(&mut state, slot);

@@ -1,13 +1,18 @@
 //! The bookkeeping of SoftDevice's memory: blocks, handles, reservations, mappings.
 //! It must never forget a block that a handle, a mapping or a process still holds.
 
-use crate::device::{Access, Phys};
+use crate::device::{Access, GRANULARITY, Phys};
+use crate::map::SharedMap;
 use crate::{Error, Result};
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fstat, ftruncate,
+    memfd_create,
+};
 use rustix::io::{pread, pwrite};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lowest address handed out; above it everything is free at the start.
 pub(super) const VA_BASE: u64 = 0x7000_0000_0000;
@@ -22,24 +27,62 @@ pub(super) struct Block {
     pub(super) exportable: bool,
     /// Device and inode of the memfd: how an import recognises memory that is here already.
     pub(super) identity: (u64, u64),
+    map: SharedMap,
+    /// Which units of the granularity were written as a whole, so that their pages are there.
+    present: Vec<AtomicBool>,
 }
 
 impl Block {
     /// Zeroed memory of `len` bytes; takes no RAM until it is written.
     pub(super) fn new(len: u64, exportable: bool) -> Result<Self> {
-        let memfd = memfd_create("soft-vram", MemfdFlags::CLOEXEC)
+        let memfd = memfd_create("soft-vram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|error| Error::io("memfd_create for device memory", error))?;
         ftruncate(&memfd, len).map_err(|error| Error::io("ftruncate of device memory", error))?;
+        fcntl_add_seals(
+            &memfd,
+            SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+        )
+        .map_err(|error| Error::io("sealing device memory", error))?;
+        Self::of(memfd, len, exportable)
+    }
+
+    /// Memory that is there already; refuses a file that somebody could cut.
+    pub(super) fn of(memfd: OwnedFd, len: u64, exportable: bool) -> Result<Self> {
         let identity = identity(memfd.as_fd())?;
+        let map = SharedMap::new(memfd.as_fd(), len)?;
+        let present = (0..len.div_ceil(GRANULARITY))
+            .map(|_| AtomicBool::new(false))
+            .collect();
         Ok(Self {
             memfd,
             len,
             exportable,
             identity,
+            map,
+            present,
         })
     }
 
+    /// Writes through the mapping where the pages are there, and by `pwrite` where they are not:
+    /// each is several times faster than the other would be.
     pub(super) fn write(&self, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+        while !bytes.is_empty() {
+            let left = GRANULARITY - offset % GRANULARITY;
+            let count = bytes.len().min(left as usize);
+            let present = &self.present[(offset / GRANULARITY) as usize];
+            if present.load(Ordering::Relaxed) {
+                self.map.write(&bytes[..count], offset)?;
+            } else {
+                self.write_new(&bytes[..count], offset)?;
+                present.store(count as u64 == GRANULARITY, Ordering::Relaxed);
+            }
+            bytes = &bytes[count..];
+            offset += count as u64;
+        }
+        Ok(())
+    }
+
+    fn write_new(&self, mut bytes: &[u8], mut offset: u64) -> Result<()> {
         while !bytes.is_empty() {
             let count = pwrite(&self.memfd, bytes, offset)
                 .map_err(|error| Error::io("write of device memory", error))?;
@@ -66,6 +109,10 @@ impl Block {
 
     /// Zeroes by giving the pages back.
     pub(super) fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        let units = offset / GRANULARITY..(offset + len).div_ceil(GRANULARITY);
+        for present in &self.present[units.start as usize..units.end as usize] {
+            present.store(false, Ordering::Relaxed);
+        }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         fallocate(&self.memfd, flags, offset, len)
             .map_err(|error| Error::io("zeroing device memory", error))

@@ -1,5 +1,5 @@
 //! SoftDevice: a GPU without a GPU; its memory is sparse memfds under a capacity limit.
-//! It must never touch the bytes it accounts for unless somebody copies into them: unused VRAM costs no RAM.
+//! It must never touch bytes that nobody copies into: unused VRAM costs no RAM.
 
 mod fault;
 mod memory;
@@ -160,6 +160,8 @@ impl Device for SoftDevice {
             memory_total: self.capacity(),
             granularity: GRANULARITY,
             driver: concat!("soft-", env!("CARGO_PKG_VERSION")).into(),
+            cuda: "0.0".into(),
+            compute_capability: "0.0".into(),
         }
     }
 
@@ -290,25 +292,25 @@ impl Device for SoftDevice {
             .map_err(|error| Error::io("dup of device memory", error))
     }
 
-    fn import(&self, fd: BorrowedFd<'_>) -> Result<Phys> {
+    fn import(&self, fd: BorrowedFd<'_>, len: u64) -> Result<Phys> {
+        let stat = fstat(fd).map_err(|error| Error::io("fstat of imported memory", error))?;
+        aligned("imported length", len)?;
+        if u64::try_from(stat.st_size) != Ok(len) {
+            return Err(Error::Invalid(format!(
+                "imported memory has {} bytes",
+                stat.st_size
+            )));
+        }
         let identity = memory::identity(fd)?;
         let mut memory = self.inner.lock();
         if let Some(block) = memory.known(identity) {
             return Ok(memory.hold(block));
         }
-        let stat = fstat(fd).map_err(|error| Error::io("fstat of imported memory", error))?;
-        let len = u64::try_from(stat.st_size).unwrap_or(0);
-        aligned("imported length", len)?;
         self.inner.admit(&memory, len)?;
         let memfd = fd
             .try_clone_to_owned()
             .map_err(|error| Error::io("dup of imported memory", error))?;
-        Ok(memory.hold(Arc::new(Block {
-            memfd,
-            len,
-            exportable: true,
-            identity,
-        })))
+        Ok(memory.hold(Arc::new(Block::of(memfd, len, true)?)))
     }
 
     fn pin(&self, buffer: &mut HostBuffer) -> Result<()> {

@@ -2,6 +2,8 @@
 //! It must never be kinder than a real one: what was not fsynced may be lost by a power cut.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod fake;
+pub mod rig;
 pub mod sample;
 
 use gpu_snapshot::storage::{Entry, Open, Storage, StoredFile};

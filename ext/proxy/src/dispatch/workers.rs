@@ -16,7 +16,7 @@ use crate::reply::Reject;
 const LEASE_BACKOFF: Duration = Duration::from_secs(1);
 
 impl Function {
-    /// Replaces the definition. Parked calls stay; workers of an older revision serve what they have.
+    /// Replaces the definition. Parked calls stay; workers of an older revision only finish.
     pub(crate) fn update(self: &Arc<Self>, definition: Definition) {
         let mut state = self.lock();
         let disabled = definition.disabled.clone();
@@ -57,7 +57,7 @@ impl Function {
         }
     }
 
-    /// Takes in a worker; false when it is not wanted any more (its revision is not the current one).
+    /// Takes in a worker; false when it is not wanted, its revision not being the current one.
     pub(crate) fn add_worker(self: &Arc<Self>, worker: Arc<Worker>, revision: i64) -> bool {
         let mut state = self.lock();
         if state.removed || state.definition.revision != revision {

@@ -32,6 +32,7 @@ impl GuardedStream {
             } else if now >= deadline {
                 return Poll::Ready(());
             }
+            timer.as_mut().reset(self.deadline);
         }
     }
 

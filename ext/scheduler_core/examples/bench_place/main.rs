@@ -1,9 +1,11 @@
 //! Measures placement on lists of real pods: GPUs allocated and time per decision, by policy.
 //! Never tunes anything to a list: every policy gets the arrivals and nothing else.
 //!
-//! Usage: `bench_place DIR [--seeds N] [--only POLICY,..] [--traces NAME,..]`, where DIR holds
-//! `*node_list*.csv`, `*pod_list_*.csv` and, if known, `published_alloc_by_policy.csv`.
+//! Usage: `bench_place [DIR] [--seeds N] [--only POLICY,..] [--traces NAME,..]`, where DIR holds
+//! `*node_list*.csv`, `*pod_list_*.csv` and, if known, `published_alloc_by_policy.csv`. Without
+//! DIR, nodes and pods are made up from a fixed seed.
 
+mod generate;
 mod trace;
 
 use std::fmt::Write as _;
@@ -75,6 +77,8 @@ struct Outcome {
     at_130: f64,
     runs: f64,
     nanos: Vec<u32>,
+    /// CPU time of all arrivals: what one core needs, also on a machine with other work.
+    busy_nanos: f64,
 }
 
 /// Arrivals as a share of the GPUs of the cluster, at the end of a run.
@@ -104,6 +108,7 @@ fn run(variant: &Variant, trace: &Trace, nodes: &Nodes, seed: u64, outcome: &mut
         placer.relearn();
     }
     let (mut arrived, mut used, mut at_100) = (0, 0, None);
+    let (wall, busy) = (Instant::now(), busy_nanos());
     for request in &arrivals {
         let demand = trace::demand(request);
         let start = Instant::now();
@@ -117,10 +122,21 @@ fn run(variant: &Variant, trace: &Trace, nodes: &Nodes, seed: u64, outcome: &mut
             at_100 = Some(used);
         }
     }
+    let wall = wall.elapsed().as_nanos() as f64;
+    outcome.busy_nanos += match (busy, busy_nanos()) {
+        (Some(start), Some(end)) => (end - start) as f64,
+        _ => wall,
+    };
     let pct = |units: u64| units as f64 * 100.0 / capacity as f64;
     outcome.at_130 += pct(used);
     outcome.at_100 += pct(at_100.unwrap_or(used));
     outcome.runs += 1.0;
+}
+
+/// CPU time of this thread so far, where the kernel tells (Linux).
+fn busy_nanos() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split(' ').next()?.parse().ok()
 }
 
 /// One arrival: learn from it unless all is known, decide, deduct.
@@ -140,8 +156,7 @@ fn decide(placer: &mut Placer, request: &Request, known: bool) -> bool {
 
 fn row(variant: &Variant, trace: &Trace, mut outcome: Outcome) -> String {
     outcome.nanos.sort_unstable();
-    let total: f64 = outcome.nanos.iter().map(|nanos| f64::from(*nanos)).sum();
-    let per_second = outcome.nanos.len() as f64 * 1e9 / total;
+    let per_second = outcome.nanos.len() as f64 * 1e9 / outcome.busy_nanos;
     let at = |part: f64| {
         let index = (outcome.nanos.len() as f64 * part) as usize;
         f64::from(outcome.nanos[index.min(outcome.nanos.len() - 1)]) / 1e3
@@ -182,8 +197,10 @@ fn ours(variant: &Variant) -> bool {
     variant.policy == Policy::Inferx
 }
 
+const USAGE: &str = "usage: bench_place [DIR] [--seeds N] [--only POLICY,..] [--traces NAME,..]";
+
 struct Arguments {
-    folder: PathBuf,
+    folder: Option<PathBuf>,
     seeds: u64,
     only: Option<Vec<String>>,
     traces: Option<Vec<String>>,
@@ -191,7 +208,7 @@ struct Arguments {
 
 fn arguments() -> Result<Arguments, String> {
     let mut found = Arguments {
-        folder: PathBuf::new(),
+        folder: None,
         seeds: 10,
         only: None,
         traces: None,
@@ -206,18 +223,22 @@ fn arguments() -> Result<Arguments, String> {
             }
             "--only" => found.only = list(value()?),
             "--traces" => found.traces = list(value()?),
-            _ => found.folder = PathBuf::from(word),
+            flag if flag.starts_with('-') => return Err(format!("{flag}: {USAGE}")),
+            _ => found.folder = Some(PathBuf::from(word)),
         }
     }
-    if found.folder.as_os_str().is_empty() || found.seeds == 0 {
-        return Err("usage: bench_place DIR [--seeds N] [--only POLICY,..] [--traces ..]".into());
+    if found.seeds == 0 {
+        return Err(USAGE.to_owned());
     }
     Ok(found)
 }
 
 fn measure() -> Result<(), String> {
     let wanted = arguments()?;
-    let (nodes, traces) = trace::load(&wanted.folder)?;
+    let (nodes, traces) = match &wanted.folder {
+        Some(folder) => trace::load(folder)?,
+        None => generate::generate(),
+    };
     let chosen = |list: &Option<Vec<String>>, name: &str| {
         list.as_ref()
             .is_none_or(|list| list.iter().any(|other| other == name))

@@ -10,7 +10,7 @@ use scheduler_core::place::{
 };
 
 /// Units of one GPU: thousandths.
-const GPU_UNITS: u32 = 1000;
+pub const GPU_UNITS: u32 = 1000;
 
 /// SplitMix64: small, seeded, the same everywhere.
 pub struct Random(u64);
@@ -27,7 +27,7 @@ impl Random {
         mixed ^ mixed >> 31
     }
 
-    fn below(&mut self, end: usize) -> usize {
+    pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.next()) * end as u128) >> 64) as usize
     }
 
@@ -39,7 +39,7 @@ impl Random {
 }
 
 /// The GPU nodes of a list.
-pub struct Nodes(Vec<NodeSpec>);
+pub struct Nodes(pub Vec<NodeSpec>);
 
 impl Nodes {
     pub fn units(&self) -> u64 {
@@ -71,13 +71,13 @@ impl Nodes {
 }
 
 /// A pod of a list, before its GPU types have numbers.
-struct Pod {
-    name: String,
-    cpu_millis: u32,
-    mem_mb: u32,
-    gpus: u8,
-    gpu_millis: u32,
-    types: String,
+pub struct Pod {
+    pub name: String,
+    pub cpu_millis: u32,
+    pub mem_mb: u32,
+    pub gpus: u8,
+    pub gpu_millis: u32,
+    pub types: String,
 }
 
 /// A list of pods and the figures published for it, by policy.
@@ -99,6 +99,15 @@ pub fn demand(request: &Request) -> u64 {
 }
 
 impl Trace {
+    /// A list without published figures.
+    pub fn new(name: String, pods: Vec<Pod>) -> Trace {
+        Trace {
+            name,
+            published: HashMap::new(),
+            pods,
+        }
+    }
+
     /// The requests of all pods, sorted by the name of the pod.
     pub fn requests(&self, cluster: &mut Cluster) -> Vec<Request> {
         self.pods.iter().map(|pod| pod.request(cluster)).collect()
@@ -146,6 +155,7 @@ impl Pod {
         let gpu = GpuRequest {
             count: self.gpus,
             share,
+            contexts: 1,
             types,
         };
         Request {

@@ -12,7 +12,14 @@ impl Core {
         self.touch_gateway(now_ms, gateway);
     }
 
-    /// A heartbeat. False for a gateway that is not known (any more): it has to announce its leases.
+    /// The process of a gateway is gone and nothing of it is in flight: its leases end at once.
+    pub fn replace(&mut self, now_ms: u64, gateway: i64) {
+        self.end_gateway(now_ms, gateway);
+        self.settle(now_ms);
+    }
+
+    /// A heartbeat. False for a gateway that is not known (any more): it has to announce its
+    /// leases.
     pub fn refresh(&mut self, now_ms: u64, gateway: i64) -> bool {
         let known = self.gateways.contains_key(&gateway);
         if known {
@@ -82,6 +89,10 @@ impl Core {
             self.timers.set(expires_ms, Timer::Gateway(gateway));
             return;
         }
+        self.end_gateway(now_ms, gateway);
+    }
+
+    fn end_gateway(&mut self, now_ms: u64, gateway: i64) {
         self.gateways.remove(&gateway);
         for id in self.leases.of_gateway(gateway) {
             self.counters.leases_expired += 1;

@@ -11,9 +11,9 @@ use crate::queue::{Ticket, TicketId};
 
 impl Core {
     /// Slots of a function for a gateway: (1) an unknown or disabled function is refused; (2) a
-    /// request seen before gets its lease or ticket again; (3) a free slot is leased unless an older
-    /// ticket waits; (4) a full queue is refused; (5) the ask is queued, and starts are planned;
-    /// (6) what can never be served is refused at once with the reason.
+    /// request seen before gets its lease or ticket again; (3) a free slot is leased unless an
+    /// older ticket waits; (4) a full queue is refused; (5) the ask is queued, and starts are
+    /// planned; (6) what can never be served is refused at once with the reason.
     pub fn lease(&mut self, now_ms: u64, ask: Ask) -> Answer {
         self.touch_gateway(now_ms, ask.gateway);
         let func = match self.callable(&ask.key) {
@@ -265,7 +265,8 @@ impl Core {
         }
     }
 
-    /// Ends a lease; its slots go to the oldest ticket of the function before anything else happens.
+    /// Ends a lease; its slots go to the oldest ticket of the function before anything else
+    /// happens.
     pub(super) fn end_lease(&mut self, now_ms: u64, id: LeaseId) {
         let Some(lease) = self.leases.remove(id) else {
             return;

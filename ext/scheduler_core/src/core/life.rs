@@ -1,5 +1,5 @@
-//! A pod's way through the core: becoming ready, being parked, ending; and its holding at each step.
-//! It must never choose a pod; `plan`, `room` and `tick` do.
+//! A pod's way through the core: becoming ready, being parked, ending; and its holding at each
+//! step. It must never choose a pod; `plan`, `room` and `tick` do.
 
 use super::Core;
 use super::messages::Effect;
@@ -167,8 +167,8 @@ impl Core {
         true
     }
 
-    /// Idle replicas beyond the maximum leave, those unused longest first; busy ones stay until they
-    /// are idle.
+    /// Idle replicas beyond the maximum leave, those unused longest first; busy ones stay until
+    /// they are idle.
     pub(super) fn retire_surplus(&mut self, now_ms: u64, func: FuncId) {
         let mut idle: Vec<PodIx> = self.pods_of(func);
         idle.retain(|ix| self.is_evictable(self.pod(*ix)));

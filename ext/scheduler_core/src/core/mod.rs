@@ -58,8 +58,8 @@ pub struct Core {
     pods_on: BTreeMap<NodeId, BTreeSet<PodIx>>,
     pod_ids: BTreeMap<String, PodIx>,
     pods: BTreeMap<PodIx, Pod>,
-    /// Pods that ended here: late news of them is answered with another order to end them instead of
-    /// adopting them.
+    /// Pods that ended here: late news of them is answered with another order to end them instead
+    /// of adopting them.
     tombstones: BTreeSet<String>,
     tombstone_order: std::collections::VecDeque<String>,
     leases: Leases,

@@ -149,7 +149,8 @@ impl Core {
             (Some(Op::Park), S::Parking, S::Standby) if pod.parking_seen => {
                 self.set_parked(now_ms, ix);
             }
-            // No order of ours is out: a former scheduler process gave it, the agent carries it out.
+            // No order of ours is out: a former scheduler process gave it, the agent carries it
+            // out.
             (None, state, S::Ready) if state.is_starting() => self.set_ready(now_ms, ix),
             (None, S::Parking, S::Standby) => self.set_parked(now_ms, ix),
             _ => {}
@@ -185,8 +186,8 @@ impl Core {
         }
     }
 
-    /// Takes over a pod of a former scheduler process. A ready one waits for its gateway to announce
-    /// itself before it is used for anything else.
+    /// Takes over a pod of a former scheduler process. A ready one waits for its gateway to
+    /// announce itself before it is used for anything else.
     fn adopt(&mut self, now_ms: u64, fact: PodFact) {
         let Some(node) = self.node_ids.get(&fact.node).copied() else {
             return;

@@ -1,11 +1,12 @@
 //! Making room: the cheapest sufficient set of idle and standby pods of one node.
 //! It must never touch a pod with a lease, nor go below a function's `min_replica`.
 //!
-//! An idle pod that is parked comes back in about a second, a standby pod that is ended costs a start
-//! from nothing later, an idle pod that is ended costs both; hence the order of the costs. Within one
-//! cost the pod that was unused longest goes first. Pods are added until the request fits, then every
-//! one that turned out not to be needed is spared again, the dearest first. Nothing oscillates: a pod
-//! becomes a victim only for a ticket that waits, and a pod with a lease never does.
+//! An idle pod that is parked comes back in about a second, a standby pod that is ended costs a
+//! start from nothing later, an idle pod that is ended costs both; hence the order of the costs.
+//! Within one cost the pod that was unused longest goes first. Pods are added until the request
+//! fits, then every one that turned out not to be needed is spared again, the dearest first.
+//! Nothing oscillates: a pod becomes a victim only for a ticket that waits, and a pod with a lease
+//! never does.
 
 use std::collections::BTreeMap;
 

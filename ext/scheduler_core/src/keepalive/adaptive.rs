@@ -1,5 +1,5 @@
-//! The keep-alive policy of the platform: sessions of tenants forecast each function's next call, a price decides.
-//! It must never hold a constant that was fitted to one trace.
+//! The keep-alive policy of the platform: sessions of tenants forecast each function's next call, a
+//! price decides. It must never hold a constant that was fitted to one trace.
 
 use super::experts::Experts;
 use super::history::History;

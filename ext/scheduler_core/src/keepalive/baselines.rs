@@ -1,5 +1,5 @@
-//! The policies that others use, for comparison: least recently used, greedy-dual with frequency, fixed keep-alive.
-//! They must never be improved: a baseline that learns is no baseline.
+//! The policies that others use, for comparison: least recently used, greedy-dual with frequency,
+//! fixed keep-alive. They must never be improved: a baseline that learns is no baseline.
 
 use super::{FunctionIx, Policy, TenantIx, Tier};
 
@@ -55,9 +55,9 @@ fn least<K: PartialOrd>(candidates: &[FunctionIx], key: impl Fn(FunctionIx) -> K
     best
 }
 
-/// Greedy-dual with frequency (GDSF with equal sizes and costs): value = inflation + calls so far; the inflation is the
-/// value of the last victim. The count survives eviction, which is the stronger variant; of equals the one used longest
-/// ago goes.
+/// Greedy-dual with frequency (GDSF with equal sizes and costs): value = inflation + calls so far;
+/// the inflation is the value of the last victim. The count survives eviction, which is the
+/// stronger variant; of equals the one used longest ago goes.
 #[derive(Clone, Debug, Default)]
 pub struct GreedyDual {
     inflation: u64,

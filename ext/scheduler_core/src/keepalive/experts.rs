@@ -1,9 +1,11 @@
-//! Which forecast horizon (or greedy-dual) makes the best victims here: every expert runs a cache of its own on the side.
-//! It must never let an expert see more than the history at the time of the call.
+//! Which forecast horizon (or greedy-dual) makes the best victims here: every expert runs a cache
+//! of its own on the side. It must never let an expert see more than the history at the time of the
+//! call.
 //!
-//! Why shadow caches: the right horizon of a forecast depends on how long an entry lives, hence on the number of slots
-//! and on the load; greedy-dual needs no horizon and is hard to beat. The leader is the expert whose own cache would
-//! have missed least. The real cache follows the leader's content, so its misses follow the leader's, whoever that is.
+//! Why shadow caches: the right horizon of a forecast depends on how long an entry lives, hence on
+//! the number of slots and on the load; greedy-dual needs no horizon and is hard to beat. The
+//! leader is the expert whose own cache would have missed least. The real cache follows the
+//! leader's content, so its misses follow the leader's, whoever that is.
 
 use super::FunctionIx;
 use super::history::History;

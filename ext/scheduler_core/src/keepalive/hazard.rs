@@ -1,8 +1,10 @@
-//! How likely a tenant is to come back, by the time since its last call ended: event rates in logarithmic age bins.
-//! It must never forget those who have not come back: their waiting is what keeps late rates honest.
+//! How likely a tenant is to come back, by the time since its last call ended: event rates in
+//! logarithmic age bins. It must never forget those who have not come back: their waiting is what
+//! keeps late rates honest.
 //!
-//! Rates are events per second of exposure. A finer table is shrunk towards a coarser one by pseudo-events (the posterior
-//! mean of a gamma-Poisson model), so a tenant seen once behaves like the crowd and a regular one like itself.
+//! Rates are events per second of exposure. A finer table is shrunk towards a coarser one by
+//! pseudo-events (the posterior mean of a gamma-Poisson model), so a tenant seen once behaves like
+//! the crowd and a regular one like itself.
 
 /// Age bins: `[0, 1)` s, then half octaves up to about two days; the last one is open.
 pub(crate) const BINS: usize = 36;

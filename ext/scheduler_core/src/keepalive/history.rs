@@ -68,8 +68,9 @@ impl History {
         state.faded(now_ms) / (BASE_S * (1.0 - (-span_s / BASE_S).exp()))
     }
 
-    /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now, if nothing else
-    /// happens first: adds the integral of their rates over each `[edges_s[i], edges_s[i + 1])` to `out[i]`.
+    /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now,
+    /// if nothing else happens first: adds the integral of their rates over each `[edges_s[i],
+    /// edges_s[i + 1])` to `out[i]`.
     pub(crate) fn sessions(
         &self,
         now_ms: u64,
@@ -98,7 +99,8 @@ impl History {
         }
     }
 
-    /// Expected number of different tenants that come (back) to `function` within each of `horizons_s`, plus base.
+    /// Expected number of different tenants that come (back) to `function` within each of
+    /// `horizons_s`, plus base.
     pub(crate) fn demand(
         &self,
         now_ms: u64,

@@ -1,5 +1,6 @@
-//! What to keep warm: which worker to park when, which snapshot leaves the host pool, what to bring in ahead of need.
-//! It must never see the future: a policy is told facts in the order they happen and knows nothing else.
+//! What to keep warm: which worker to park when, which snapshot leaves the host pool, what to bring
+//! in ahead of need. It must never see the future: a policy is told facts in the order they happen
+//! and knows nothing else.
 
 mod adaptive;
 mod baselines;
@@ -53,7 +54,8 @@ pub struct HostView<'a> {
 
 /// A keep-alive policy. Times are monotonic milliseconds and never go back.
 ///
-/// Facts (`arrived`, `completed`) come first, questions after; every answer depends only on the facts told so far.
+/// Facts (`arrived`, `completed`) come first, questions after; every answer depends only on the
+/// facts told so far.
 pub trait Policy {
     /// A call of `function` by `tenant` arrived.
     fn arrived(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx);
@@ -61,21 +63,24 @@ pub trait Policy {
     /// A call of `function` by `tenant` ended; its slot is free again.
     fn completed(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx);
 
-    /// A worker left the GPU after holding it for `held_ms`, of which it executed calls for `busy_ms`.
+    /// A worker left the GPU after holding it for `held_ms`, of which it executed calls for
+    /// `busy_ms`.
     fn charged(&mut self, _now_ms: u64, _held_ms: u64, _busy_ms: u64) {}
 
-    /// Takes the functions whose forecast the last facts changed: the caller asks `keep_until` again for their idle
-    /// workers and `prewarm_at` for those without.
+    /// Takes the functions whose forecast the last facts changed: the caller asks `keep_until`
+    /// again for their idle workers and `prewarm_at` for those without.
     fn changed(&mut self) -> Vec<FunctionIx> {
         Vec::new()
     }
 
-    /// Which of `candidates` (never empty, no duplicates) leaves `tier`: an index into `candidates`.
+    /// Which of `candidates` (never empty, no duplicates) leaves `tier`: an index into
+    /// `candidates`.
     fn victim(&mut self, now_ms: u64, tier: Tier, candidates: &[FunctionIx]) -> usize;
 
-    /// Until when a worker of `function`, idle since `idle_since_ms`, stays on the GPU. `idle_before` other workers of
-    /// the function are idle and would be used first. An answer `<= now_ms` means park now. The caller asks again at the
-    /// answered time and may ask at any time in between.
+    /// Until when a worker of `function`, idle since `idle_since_ms`, stays on the GPU.
+    /// `idle_before` other workers of the function are idle and would be used first. An answer `<=
+    /// now_ms` means park now. The caller asks again at the answered time and may ask at any time
+    /// in between.
     fn keep_until(
         &mut self,
         now_ms: u64,
@@ -84,8 +89,8 @@ pub trait Policy {
         idle_before: usize,
     ) -> u64;
 
-    /// When to resume a worker of a function that has none idle, ahead of need. The caller asks again at that time; an
-    /// answer `<= now_ms` then means resume now.
+    /// When to resume a worker of a function that has none idle, ahead of need. The caller asks
+    /// again at that time; an answer `<= now_ms` then means resume now.
     fn prewarm_at(&mut self, _now_ms: u64, _function: FunctionIx) -> Option<u64> {
         None
     }

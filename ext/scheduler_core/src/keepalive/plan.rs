@@ -1,12 +1,14 @@
-//! When to hold an idle worker and when to let it go and come back: the cheapest plan for a forecast.
-//! It must never plan on anything but the forecast that it is given.
+//! When to hold an idle worker and when to let it go and come back: the cheapest plan for a
+//! forecast. It must never plan on anything but the forecast that it is given.
 //!
-//! A held second costs `price` waited seconds. If the next call finds a worker, its user saves the resume time and the
-//! resume is not held for; if not, nothing is lost but that. Resuming ahead of need costs the resume time once, held.
-//! Backward induction over steps of constant rate gives, for each step, the value of being held and of being parked,
-//! under the condition that no call came so far; a call ends the plan in either case.
+//! A held second costs `price` waited seconds. If the next call finds a worker, its user saves the
+//! resume time and the resume is not held for; if not, nothing is lost but that. Resuming ahead of
+//! need costs the resume time once, held. Backward induction over steps of constant rate gives, for
+//! each step, the value of being held and of being parked, under the condition that no call came so
+//! far; a call ends the plan in either case.
 
-/// Edges of the steps, seconds from now: a second each at first, then about a quarter longer each time, to 36 hours.
+/// Edges of the steps, seconds from now: a second each at first, then about a quarter longer each
+/// time, to 36 hours.
 pub(crate) const STEPS: usize = 56;
 
 /// The edges; see `STEPS`.
@@ -27,7 +29,8 @@ pub(crate) struct Plan {
     pub(crate) prewarm_s: Option<f32>,
 }
 
-/// The best plan. `calls[i]` is the expected number of calls in step `i`, given that none came before.
+/// The best plan. `calls[i]` is the expected number of calls in step `i`, given that none came
+/// before.
 pub(crate) fn plan(
     edges_s: &[f32; STEPS + 1],
     calls: &[f32; STEPS],
@@ -47,7 +50,8 @@ pub(crate) fn plan(
         } else {
             width_s
         };
-        // Going on from the end of the step: a held worker may be parked there, a parked one resumed.
+        // Going on from the end of the step: a held worker may be parked there, a parked one
+        // resumed.
         let hold = called * saved - price * held_s + quiet * held.max(parked);
         let park = quiet * parked.max(held - price * resume_s);
         if hold <= park {

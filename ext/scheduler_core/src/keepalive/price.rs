@@ -1,7 +1,9 @@
-//! What a held GPU second costs in waited seconds: given, or found so that a share of busy time is met.
-//! It must never react faster than sessions come and go: a steady price is the cheapest way to meet a budget.
+//! What a held GPU second costs in waited seconds: given, or found so that a share of busy time is
+//! met. It must never react faster than sessions come and go: a steady price is the cheapest way to
+//! meet a budget.
 
-/// Step of the search per worker life: the price moves by a factor e when the budget is off by a hundred lives.
+/// Step of the search per worker life: the price moves by a factor e when the budget is off by a
+/// hundred lives.
 const GAIN: f64 = 0.01;
 
 /// What the policy is to reach.
@@ -26,7 +28,8 @@ impl Price {
     pub(crate) fn new(goal: Goal) -> Self {
         let log = match goal {
             Goal::Price(price) => price.ln(),
-            // The price at which an hour held is worth a minute waited; the search goes on from there.
+            // The price at which an hour held is worth a minute waited; the search goes on from
+            // there.
             Goal::BusyShare(_) => (1.0_f64 / 60.0).ln(),
         };
         Self {

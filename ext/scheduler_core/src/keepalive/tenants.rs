@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use super::hazard::{BINS, Counts, Curve, bin_of, high_s, low_s};
 use super::{FunctionIx, TenantIx};
 
-/// Contexts of a return: how long the tenant stayed away before its last call, from quick to first time.
+/// Contexts of a return: how long the tenant stayed away before its last call, from quick to first
+/// time.
 const CONTEXTS: usize = 6;
 
 /// Functions remembered per tenant; the rarest makes room.
@@ -187,7 +188,8 @@ impl Tenants {
         };
         let others: f32 =
             state.used.iter().map(|(_, count)| *count).sum::<f32>() - count(state.last);
-        // Half of the moves go to a function that the tenant never called: that part is nobody's in particular.
+        // Half of the moves go to a function that the tenant never called: that part is nobody's in
+        // particular.
         if others > 0.0 {
             (1.0 - same) * 0.5 * count(function) / others
         } else {

@@ -16,10 +16,12 @@ mod rating;
 mod request;
 mod resources;
 mod state;
+mod view;
 
-pub use cluster::{AllocId, Allocation, Cluster, NodeId, NodeView};
+pub use cluster::Cluster;
 pub use placer::{Choice, Placer};
 pub use policies::Policy;
 pub use request::{
     DeviceSpec, GpuRequest, GpuShare, NoFit, NodeSpec, PlaceError, Request, TypeSet,
 };
+pub use view::{AllocId, Allocation, NodeId, NodeView};

@@ -1,9 +1,10 @@
 //! One node's books: deducting a pod, giving it back, and listing the node under its state.
 //! Never lets a resource go below zero or above what the node offers.
 
-use super::cluster::{AllocId, Cluster, NodeId};
+use super::cluster::Cluster;
 use super::request::{GpuShare, NoFit, NodeSpec, PlaceError, Request};
 use super::resources::{DeviceKind, Free, UNLIMITED, sort_devices};
+use super::view::{AllocId, NodeId};
 
 /// A node with what is left of it.
 #[derive(Clone, Debug)]
@@ -54,11 +55,12 @@ impl Node {
         if self.free.pods != UNLIMITED {
             self.free.pods -= 1;
         }
+        let contexts = request.gpu.map_or(0, |gpu| gpu.contexts_taken());
         for index in devices {
             let device = &mut self.free.devices[usize::from(*index)];
             device.free -= units;
             if device.contexts != UNLIMITED {
-                device.contexts -= 1;
+                device.contexts -= contexts;
             }
         }
         if let Some(tag) = tag_of(request) {
@@ -75,11 +77,12 @@ impl Node {
         if self.free.pods != UNLIMITED {
             self.free.pods += 1;
         }
+        let contexts = request.gpu.map_or(0, |gpu| gpu.contexts_taken());
         for index in devices {
             let device = &mut self.free.devices[usize::from(*index)];
             device.free += units;
             if device.contexts != UNLIMITED {
-                device.contexts += 1;
+                device.contexts += contexts;
             }
         }
         if let Some(tag) = tag_of(request) {
@@ -214,12 +217,12 @@ impl Cluster {
             let need = need.ok_or(PlaceError::BadDevices)?;
             let twice = devices[..position].contains(index);
             let other = units.is_some_and(|units| units != need);
-            if twice || other || device.free < need || device.contexts == 0 {
+            if twice || other || device.free < need || device.contexts < gpu.contexts_taken() {
                 return Err(PlaceError::BadDevices);
             }
             units = Some(need);
         }
-        if devices.len() != usize::from(gpu.count.max(1)) {
+        if devices.len() != gpu.devices_taken() {
             return Err(PlaceError::BadDevices);
         }
         units.ok_or(PlaceError::BadDevices)

@@ -1,18 +1,23 @@
 //! The placement decision: cluster, policy, learned requests and the index, behind one type.
 //! Never acts: it says where a pod should go, and deducts it there when told to.
 
-use super::cluster::{AllocId, Cluster, NodeId};
+use super::cluster::Cluster;
 use super::hashing::{FastMap, hash_of};
 use super::index::Index;
-use super::learn::{Learner, content_hash};
-use super::policies::{Policy, Scorer, Yardstick};
-use super::potential::{Potential, TYPICAL_MAX, Weights};
+use super::learn::{Learner, Typical, content_hash, distance};
+use super::policies::Policy;
+use super::potential::TYPICAL_MAX;
 use super::rating::{AskRating, Rater};
 use super::request::{NoFit, PlaceError, Request};
 use super::resources::Ask;
+use super::view::{AllocId, NodeId};
 
 /// Heap entries that all indexes together may hold, about 32 bytes each.
 const ENTRIES_MAX: usize = 1 << 22;
+
+/// Typical requests are only replaced when this part of their weight has moved: new tables make
+/// every index start again.
+const DRIFT_LEAST: f64 = 0.05;
 
 /// Where a request should go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +41,7 @@ struct Class {
 pub struct Placer {
     cluster: Cluster,
     learner: Learner,
+    typical: Vec<Typical>,
     stale: bool,
     /// GPU units of the cluster when the tables were drawn up.
     units_then: u64,
@@ -48,21 +54,15 @@ pub struct Placer {
 impl Placer {
     /// An empty cluster under a policy.
     pub fn new(policy: Policy) -> Placer {
-        let weights = policy.weights().unwrap_or(NO_WEIGHTS);
-        let potential = Potential::new(&[], &[], weights, |_| 0, 0, 0.0);
-        let scorer = Scorer {
-            policy,
-            potential,
-            yardstick: Yardstick::default(),
-        };
         let mut cluster = Cluster::new();
         cluster.tagged = policy == Policy::GpuClustering;
         Placer {
             cluster,
             learner: Learner::default(),
+            typical: Vec::new(),
             stale: true,
             units_then: 0,
-            rater: Rater::new(scorer),
+            rater: Rater::new(policy),
             classes: Vec::new(),
             by_request: FastMap::default(),
             decisions: 0,
@@ -177,26 +177,37 @@ impl Placer {
         let ask = Ask::new(*request, &self.cluster.kinds);
         let mut best: Option<(f32, u64, (u64, u32))> = None;
         for slot in slots {
-            let node = self.cluster.node_at(slot);
-            let free = node.canonical(&self.cluster.kinds, self.cluster.tagged);
-            let Some(scored) = self.rater.fresh(&self.cluster, &free, &ask) else {
+            let Some((score, tie)) = self.rated(slot, &ask) else {
                 continue;
             };
-            let score = match self.rater.scorer.policy {
-                Policy::Random(seed) => (hash_of(&(seed, self.decisions, node.key.0)) >> 40) as f32,
-                Policy::FirstFit => -(node.generation as f32),
-                _ => scored.score,
-            };
-            let tie = free.tie(&self.cluster.kinds, &self.cluster.shapes);
+            let key = self.cluster.node_at(slot).key;
             let better = best.is_none_or(|best| {
                 let ahead = score.total_cmp(&best.0).then(best.1.cmp(&tie));
-                ahead.then(best.2.cmp(&node.key)).is_gt()
+                ahead.then(best.2.cmp(&key)).is_gt()
             });
             if better {
-                best = Some((score, tie, node.key));
+                best = Some((score, tie, key));
             }
         }
         self.choice(best?.2.1, &ask)
+    }
+
+    /// Score and tie-breaker of one node, or `None` when the request does not fit on it.
+    fn rated(&mut self, slot: u32, ask: &Ask) -> Option<(f32, u64)> {
+        let cluster = &self.cluster;
+        let node = cluster.node_at(slot);
+        let by_node = match self.rater.scorer.policy {
+            Policy::Random(seed) => (hash_of(&(seed, self.decisions, node.key.0)) >> 40) as f32,
+            Policy::FirstFit => -(node.generation as f32),
+            _ => {
+                let free = node.canonical(&cluster.kinds, cluster.tagged);
+                let scored = self.rater.fresh(cluster, &free, ask)?;
+                return Some((scored.score, free.tie(&cluster.kinds, &cluster.shapes)));
+            }
+        };
+        let free = &cluster.states.get(node.state?).free;
+        let fits = free.check(&ask.request, &cluster.kinds).is_ok();
+        fits.then_some((by_node, 0))
     }
 
     /// The devices to take on a node that was chosen.
@@ -213,7 +224,7 @@ impl Placer {
         let window = self.rater.fresh(&self.cluster, &free, ask)?.window;
         let order = node.order(&self.cluster.kinds);
         let taken = self.rater.candidates.iter().skip(window);
-        let taken = taken.take(usize::from(gpu.count.max(1)));
+        let taken = taken.take(gpu.devices_taken());
         let devices = taken
             .map(|position| order[usize::from(*position)])
             .collect();
@@ -256,38 +267,13 @@ impl Placer {
             return;
         }
         let kinds = &cluster.kinds;
-        let weights = self.rater.scorer.policy.weights().unwrap_or(NO_WEIGHTS);
-        let typical = self
-            .learner
-            .refresh(TYPICAL_MAX, |request| content_hash(request, kinds));
-        let supply = |request: &Request| {
-            let able = cluster
-                .shapes
-                .iter()
-                .filter(|shape| shape.nodes > 0 && shape.empty.check(request, kinds).is_ok());
-            able.map(|shape| u64::from(shape.units) * u64::from(shape.nodes))
-                .sum()
-        };
-        let devices: u64 = cluster
-            .shapes
-            .iter()
-            .map(|s| s.empty.devices.len() as u64 * u64::from(s.nodes))
-            .sum();
-        let device = units as f64 / devices.max(1) as f64;
-        let scorer = &mut self.rater.scorer;
-        scorer.potential = Potential::new(&typical, kinds, weights, supply, units, device);
-        let used = || cluster.shapes.iter().filter(|shape| shape.nodes > 0);
-        scorer.yardstick = Yardstick {
-            cpu: used().map(|shape| shape.cpu).max().unwrap_or(0),
-            units: used().map(|shape| shape.units).max().unwrap_or(0),
-        };
-        self.rater.version += 1;
-        (self.stale, self.units_then) = (false, units);
+        let rank = |request: &Request| content_hash(request, kinds);
+        let typical = self.learner.refresh(TYPICAL_MAX, rank);
+        self.stale = false;
+        let changed = grown || new_kinds;
+        if changed || distance(&typical, &self.typical) >= DRIFT_LEAST {
+            self.rater.redraw(cluster, &typical, &self.learner.demand());
+            (self.typical, self.units_then) = (typical, units);
+        }
     }
 }
-
-const NO_WEIGHTS: Weights = Weights {
-    uncapped: 0.0,
-    scarcity: 0.0,
-    best_fit: 0.0,
-};

@@ -68,12 +68,12 @@ impl Policy {
     pub(crate) fn weights(self) -> Option<Weights> {
         match self {
             Policy::Fgd => Some(Weights {
-                uncapped: 1.0,
+                capped_odds: 0.0,
                 scarcity: 0.0,
                 best_fit: 0.0,
             }),
             Policy::Inferx => Some(Weights {
-                uncapped: 0.75,
+                capped_odds: 0.5,
                 scarcity: 0.5,
                 best_fit: 0.005,
             }),
@@ -132,7 +132,7 @@ impl Scorer {
             return Some(Scored { score, window: 0 });
         };
         free.candidates(ask, candidates);
-        let last = usize::from(gpu.count.max(1)) - 1;
+        let last = gpu.devices_taken() - 1;
         let mut best: Option<Scored> = None;
         for (window, devices) in candidates.windows(last + 1).enumerate() {
             let newest = free.devices[usize::from(devices[last])];
@@ -183,7 +183,8 @@ impl Scorer {
         match self.policy {
             Policy::BestFit => -(cpu(cpu_left) + gpu(units_left)),
             Policy::DotProd => -(cpu(free.cpu) * cpu(request.cpu_millis) + gpu(units) * gpu(taken)),
-            Policy::GpuClustering => clustering(free, request),
+            // Within a class the fuller node first.
+            Policy::GpuClustering => clustering(free, request) - gpu(units) / 2.0,
             Policy::GpuPacking => {
                 let in_use = units < shape.units || free.cpu < shape.cpu;
                 let shared = devices.0.iter().any(|position| {
@@ -208,9 +209,12 @@ struct Subject<'a> {
     worth: Option<&'a Worth>,
 }
 
-/// Only this kind of demand on the node, no GPU demand yet, this kind among others, others only.
+/// Only this kind of demand on the node, this kind among others, no GPU demand yet, others only.
 fn clustering(free: &Free, request: &Request) -> f32 {
-    let own = tag_of(request).map_or(0, |tag| 1 << tag);
+    let Some(tag) = tag_of(request) else {
+        return 0.0;
+    };
+    let own = 1 << tag;
     if free.tags == own {
         3.0
     } else if free.tags == 0 {

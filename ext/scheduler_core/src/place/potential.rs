@@ -9,14 +9,14 @@
 //! if only that request came, so that a placement which leaves GPUs without CPU costs early and
 //! not only when the last CPU goes. A typical request that few nodes can serve weighs more.
 
-use super::learn::Typical;
+use super::learn::{Demand, Typical};
 use super::request::Request;
 use super::resources::{DeviceKind, Free};
 
 /// Typical requests that are looked at, in blocks that the compiler turns into vector code.
 pub(crate) const TYPICAL_MAX: usize = BLOCK * BLOCKS;
 const BLOCK: usize = 16;
-const BLOCKS: usize = 4;
+const BLOCKS: usize = 8;
 
 type Block = [f32; BLOCK];
 type Lanes = [Block; BLOCKS];
@@ -24,12 +24,42 @@ type Lanes = [Block; BLOCKS];
 /// The knobs by which policies of this family differ.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weights {
-    /// Part of the worth that ignores how many such requests the CPU could carry; FGD: all.
-    pub uncapped: f64,
+    /// Odds of the capped worth against the uncapped when requests ask for CPU (or memory) and
+    /// GPUs in the proportion in which the cluster has them; FGD: 0.
+    pub capped_odds: f64,
     /// Exponent of the scarcity of nodes that can serve a typical request; FGD: 0.
     pub scarcity: f64,
     /// Worth, in whole devices, of a node that is entirely free: the best-fit term; FGD: 0.
     pub best_fit: f32,
+}
+
+/// What the cluster has and what is asked of it; GPUs in units.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Supply {
+    pub cpu: u64,
+    pub mem: u64,
+    pub units: u64,
+    pub devices: u64,
+}
+
+impl Supply {
+    /// Units of a usual device.
+    fn device(&self) -> f64 {
+        self.units as f64 / self.devices.max(1) as f64
+    }
+
+    /// CPU or memory asked for per GPU, over that which there is per GPU: above 1 it runs out
+    /// before the GPUs do.
+    fn tightness(&self, demand: &Demand) -> f64 {
+        let asked = demand.units as f64 + demand.devices as f64 * self.device();
+        let of = |wanted: u64, has: u64| wanted as f64 / has.max(1) as f64;
+        let host = of(demand.cpu, self.cpu).max(of(demand.mem, self.mem));
+        if asked > 0.0 {
+            host * self.units as f64 / asked
+        } else {
+            0.0
+        }
+    }
 }
 
 /// A typical request as seen by one kind of device.
@@ -83,16 +113,16 @@ fn set(lanes: &mut Lanes, lane: usize, value: f32) {
 }
 
 impl Potential {
-    /// Draws up the tables. `supply` gives the GPU units of all nodes that could serve a request
-    /// if they were empty; `total` is that of all nodes, `device` the size of a usual device.
+    /// Draws up the tables. `able` gives the GPU units of all nodes that could serve a request
+    /// if they were empty.
     pub fn new(
-        typical: &[Typical],
+        (typical, demand): (&[Typical], &Demand),
         kinds: &[DeviceKind],
         weights: Weights,
-        supply: impl Fn(&Request) -> u64,
-        total: u64,
-        device: f64,
+        supply: &Supply,
+        able: impl Fn(&Request) -> u64,
     ) -> Potential {
+        let uncapped = 1.0 / (1.0 + weights.capped_odds * supply.tightness(demand).powi(2));
         let unusable = KindLanes {
             need: [[f32::INFINITY; BLOCK]; BLOCKS],
             per_cpu: NOTHING,
@@ -106,25 +136,17 @@ impl Potential {
             capped: NOTHING,
             kinds: vec![unusable; kinds.len()],
             blocks: typical.len().div_ceil(BLOCK),
-            best_fit: weights.best_fit * device as f32,
+            best_fit: weights.best_fit * supply.device() as f32,
         };
         for (lane, Typical { request, weight }) in typical.iter().enumerate() {
             let Some(gpu) = request.gpu else { continue };
-            let scarcity = total as f64 / supply(request).max(1) as f64;
+            let scarcity = supply.units as f64 / able(request).max(1) as f64;
             let weight = weight * scarcity.powf(weights.scarcity);
             set(&mut tables.cpu, lane, request.cpu_millis as f32);
             set(&mut tables.mem, lane, request.mem_mb as f32);
             set(&mut tables.count, lane, f32::from(gpu.count));
-            set(
-                &mut tables.uncapped,
-                lane,
-                (weight * weights.uncapped) as f32,
-            );
-            set(
-                &mut tables.capped,
-                lane,
-                (weight * (1.0 - weights.uncapped)) as f32,
-            );
+            set(&mut tables.uncapped, lane, (weight * uncapped) as f32);
+            set(&mut tables.capped, lane, (weight * (1.0 - uncapped)) as f32);
             for (kind, lanes) in kinds.iter().zip(&mut tables.kinds) {
                 let Some(need) = kind.need(&gpu) else {
                     continue;
@@ -230,6 +252,7 @@ impl Potential {
         } else {
             self.blocks
         };
+        let contexts = request.gpu.map_or(0, |gpu| gpu.contexts_taken());
         let mut sum = [0.0; BLOCK];
         for block in 0..blocks {
             let BlockWorth {
@@ -241,7 +264,7 @@ impl Potential {
                 let device = &free.devices[usize::from(*position)];
                 let need = &self.kinds[usize::from(device.kind)].need[block];
                 add_device(device.free as f32, need, -1.0, &mut usable, &mut eligible);
-                if device.contexts > 1 {
+                if device.contexts > contexts {
                     let left = (device.free - units) as f32;
                     add_device(left, need, 1.0, &mut usable, &mut eligible);
                 }

@@ -3,10 +3,19 @@
 
 use super::cluster::Cluster;
 use super::index::Rating;
-use super::policies::{Scored, Scorer};
-use super::potential::{Depth, Worth};
-use super::resources::{Ask, Free};
+use super::learn::{Demand, Typical};
+use super::policies::{Policy, Scored, Scorer, Yardstick};
+use super::potential::{Depth, Potential, Supply, Weights, Worth};
+use super::request::Request;
+use super::resources::{Ask, Free, Shape};
 use super::state::{StateRef, States};
+
+/// For policies that do not weigh what a node is worth.
+const NO_WEIGHTS: Weights = Weights {
+    capped_odds: 0.0,
+    scarcity: 0.0,
+    best_fit: 0.0,
+};
 
 /// What one state is worth under one version of the tables.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,13 +37,55 @@ pub(crate) struct Rater {
 }
 
 impl Rater {
-    pub fn new(scorer: Scorer) -> Rater {
+    pub fn new(policy: Policy) -> Rater {
+        let nothing = Supply {
+            cpu: 0,
+            mem: 0,
+            units: 0,
+            devices: 0,
+        };
+        let demand = Demand::default();
+        let potential = Potential::new((&[], &demand), &[], NO_WEIGHTS, &nothing, |_| 0);
+        let scorer = Scorer {
+            policy,
+            potential,
+            yardstick: Yardstick::default(),
+        };
         Rater {
             scorer,
             version: 1,
             kept: Vec::new(),
             candidates: Vec::new(),
         }
+    }
+
+    /// Draws up the tables anew, for these typical requests on the nodes that there are.
+    pub fn redraw(&mut self, cluster: &Cluster, typical: &[Typical], demand: &Demand) {
+        let shapes = || cluster.shapes.iter().filter(|shape| shape.nodes > 0);
+        let total = |part: fn(&Shape) -> u64| {
+            shapes()
+                .map(|shape| part(shape) * u64::from(shape.nodes))
+                .sum::<u64>()
+        };
+        let supply = Supply {
+            cpu: total(|shape| u64::from(shape.cpu)),
+            mem: total(|shape| u64::from(shape.empty.mem)),
+            units: cluster.units,
+            devices: total(|shape| shape.empty.devices.len() as u64),
+        };
+        let able = |request: &Request| {
+            let able = shapes().filter(|shape| shape.empty.check(request, &cluster.kinds).is_ok());
+            able.map(|shape| u64::from(shape.units) * u64::from(shape.nodes))
+                .sum()
+        };
+        let weights = self.scorer.policy.weights().unwrap_or(NO_WEIGHTS);
+        self.scorer.potential =
+            Potential::new((typical, demand), &cluster.kinds, weights, &supply, able);
+        self.scorer.yardstick = Yardstick {
+            cpu: shapes().map(|shape| shape.cpu).max().unwrap_or(0),
+            units: shapes().map(|shape| shape.units).max().unwrap_or(0),
+        };
+        self.version += 1;
     }
 
     /// The exact score of what is left, computed from nothing else.

@@ -19,8 +19,8 @@ impl TypeSet {
 /// How much of each GPU a request takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum GpuShare {
-    /// Memory slices of each GPU, in the unit of [`DeviceSpec::capacity`]; the node's context
-    /// overhead comes on top.
+    /// Memory slices of each GPU, in the unit of [`DeviceSpec::capacity`]; the overhead of its
+    /// contexts comes on top.
     Units(u32),
     /// The whole device, which nobody else may use.
     Whole,
@@ -33,8 +33,22 @@ pub struct GpuRequest {
     pub count: u8,
     /// What is taken of each of them.
     pub share: GpuShare,
+    /// Contexts opened on each of them, each with the node's overhead; zero reads as one.
+    pub contexts: u16,
     /// The GPU types that will do.
     pub types: TypeSet,
+}
+
+impl GpuRequest {
+    /// Contexts taken on each device.
+    pub(crate) fn contexts_taken(&self) -> u32 {
+        u32::from(self.contexts.max(1))
+    }
+
+    /// Devices taken.
+    pub(crate) fn devices_taken(&self) -> usize {
+        usize::from(self.count.max(1))
+    }
 }
 
 /// What one pod takes from one node.

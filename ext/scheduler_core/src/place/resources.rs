@@ -24,9 +24,11 @@ impl DeviceKind {
         }
         match gpu.share {
             GpuShare::Whole => Some(self.capacity),
-            GpuShare::Units(units) => units
-                .checked_add(self.overhead)
-                .filter(|need| *need <= self.capacity),
+            GpuShare::Units(units) => {
+                let overhead = self.overhead.checked_mul(gpu.contexts_taken())?;
+                let need = units.checked_add(overhead)?;
+                (need <= self.capacity).then_some(need)
+            }
         }
     }
 }
@@ -82,13 +84,14 @@ pub(crate) struct Free {
 impl Free {
     /// Whether a device could take its part of `gpu`.
     fn usable(device: &Device, kinds: &[DeviceKind], gpu: &GpuRequest) -> bool {
-        device.contexts > 0
+        device.contexts >= gpu.contexts_taken()
             && kinds[usize::from(device.kind)]
                 .need(gpu)
                 .is_some_and(|need| device.free >= need)
     }
 
-    /// Whether the request fits, and otherwise the first rule that it breaks.
+    /// Whether the request fits, and otherwise the first rule that it breaks. Devices must be in
+    /// canonical order.
     pub fn check(&self, request: &Request, kinds: &[DeviceKind]) -> Result<(), Misfit> {
         if self.pods == 0 {
             return Err(Misfit::PodLimit);
@@ -151,7 +154,8 @@ impl Free {
     pub fn candidates(&self, ask: &Ask, out: &mut Vec<u8>) {
         out.clear();
         for (position, device) in self.devices.iter().enumerate() {
-            if device.contexts > 0 && device.free >= ask.needs[usize::from(device.kind)] {
+            if device.contexts >= ask.contexts && device.free >= ask.needs[usize::from(device.kind)]
+            {
                 out.push(position as u8);
             }
         }
@@ -185,6 +189,7 @@ pub(crate) struct Ask {
     pub request: Request,
     /// Units by kind; [`NEVER`] for kinds that will not do.
     pub needs: Vec<u32>,
+    contexts: u32,
     needs_least: u32,
     kinds: u64,
 }
@@ -206,10 +211,12 @@ impl Ask {
             .collect();
         let able = (0..needs.len()).filter(|kind| needs[*kind] != NEVER);
         let kinds = able.fold(0, |bits, kind| bits | kind_bit(kind));
+        let contexts = request.gpu.map_or(0, |gpu| gpu.contexts_taken());
         let needs_least = needs.iter().copied().min().unwrap_or(NEVER);
         Ask {
             request,
             needs,
+            contexts,
             needs_least,
             kinds,
         }

@@ -116,6 +116,10 @@ impl SchedulerCore {
         self.core.connect(now_ms, gateway_id);
     }
 
+    fn replace(&mut self, now_ms: u64, gateway_id: i64) {
+        self.core.replace(now_ms, gateway_id);
+    }
+
     fn refresh(&mut self, now_ms: u64, gateway_id: i64) -> bool {
         self.core.refresh(now_ms, gateway_id)
     }

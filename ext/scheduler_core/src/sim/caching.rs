@@ -7,7 +7,8 @@ use super::trace::Trace;
 
 /// Whether each call of the trace missed, with `slots` slots and victims named by `policy`.
 ///
-/// The policy hears of the call, then of its eviction question, then (in order of time) of completions, which are
+/// The policy hears of the call, then of its eviction question, then (in order of time) of
+/// completions, which are
 /// `exec_ms` after the arrival: the view has no queues and no start times.
 ///
 /// # Panics

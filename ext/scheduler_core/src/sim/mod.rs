@@ -1,5 +1,6 @@
-//! Replays a trace of calls against a keep-alive policy and measures what users wait and what GPUs are held.
-//! It must never show a policy anything but what has already happened, except the optimum, which is marked as such.
+//! Replays a trace of calls against a keep-alive policy and measures what users wait and what GPUs
+//! are held. It must never show a policy anything but what has already happened, except the
+//! optimum, which is marked as such.
 
 mod caching;
 mod node;

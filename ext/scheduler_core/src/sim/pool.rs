@@ -1,5 +1,5 @@
-//! The host pool of the simulated node: which snapshots are in pinned memory, from when, and what the file holds.
-//! It must never hold more snapshots than its capacity.
+//! The host pool of the simulated node: which snapshots are in pinned memory, from when, and what
+//! the file holds. It must never hold more snapshots than its capacity.
 
 use crate::keepalive::FunctionIx;
 

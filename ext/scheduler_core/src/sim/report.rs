@@ -6,7 +6,8 @@
 pub struct Summary {
     /// Calls served.
     pub calls: usize,
-    /// Shares of calls by what they waited for, percent: first start ever, file, host pool, nothing.
+    /// Shares of calls by what they waited for, percent: first start ever, file, host pool,
+    /// nothing.
     pub cold_pct: f64,
     /// See `cold_pct`.
     pub file_pct: f64,
@@ -20,7 +21,8 @@ pub struct Summary {
     pub wait_p95_s: f64,
     /// 99th percentile of the same.
     pub wait_p99_s: f64,
-    /// Time that workers executed over the time they held GPU memory (starting, executing, idle), percent.
+    /// Time that workers executed over the time they held GPU memory (starting, executing, idle),
+    /// percent.
     pub busy_over_held_pct: f64,
     /// The two parts of the above, worker-seconds.
     pub busy_s: f64,

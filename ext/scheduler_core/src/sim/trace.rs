@@ -57,10 +57,12 @@ impl Names {
 }
 
 impl Trace {
-    /// Reads CSV with a header that has `t_s`, `model`, `exec_s` and `tenant`, in any order, among others.
+    /// Reads CSV with a header that has `t_s`, `model`, `exec_s` and `tenant`, in any order, among
+    /// others.
     ///
     /// # Errors
-    /// A missing column, a number that is none or negative, or an arrival before its predecessor, with its line.
+    /// A missing column, a number that is none or negative, or an arrival before its predecessor,
+    /// with its line.
     pub fn parse(text: &str) -> Result<Self, TraceError> {
         let fail = |line: usize, what: String| TraceError {
             line: line + 1,

@@ -1,5 +1,5 @@
-//! A node agent of the simulation: it carries orders out late, fails some, tells its pods, and judges
-//! by its own books whether the core ever gave away more GPU memory than there is.
+//! A node agent of the simulation: it carries orders out late, fails some, tells its pods, and
+//! judges by its own books whether the core ever gave away more GPU memory than there is.
 
 use std::collections::BTreeMap;
 

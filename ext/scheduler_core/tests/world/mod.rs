@@ -1,4 +1,5 @@
-//! The world around the core in the simulation: agents, gateways, edits and faults, all from one seed.
+//! The world around the core in the simulation: agents, gateways, edits and faults, all from one
+//! seed.
 
 mod agent;
 mod chaos;
@@ -354,8 +355,8 @@ impl World {
 
     // ---- the end ----
 
-    /// After the faults: everybody was answered, nothing is leased, and the core's pods are those that
-    /// the agents run, idle ones parked or ended.
+    /// After the faults: everybody was answered, nothing is leased, and the core's pods are those
+    /// that the agents run, idle ones parked or ended.
     fn check_calm(&self) {
         assert_eq!(self.tickets.len(), 0, "every ticket was answered");
         let stats = self.core.stats();

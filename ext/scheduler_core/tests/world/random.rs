@@ -1,4 +1,5 @@
-//! A small seeded generator (SplitMix64, Steele et al. 2014). It must give the same numbers for ever.
+//! A small seeded generator (SplitMix64, Steele et al. 2014). It must give the same numbers for
+//! ever.
 
 pub struct Random(u64);
 

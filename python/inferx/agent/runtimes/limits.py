@@ -76,6 +76,18 @@ class Limits:
                 continue
         return found
 
+    def out_of_memory(self) -> str:
+        """A sentence when the kernel killed something for the memory limit, else nothing."""
+        for folder in self.folders:
+            for name in ("memory.events", "memory.oom_control"):
+                try:
+                    lines = (folder / name).read_text().splitlines()
+                except FileNotFoundError:
+                    continue
+                if any(line.startswith("oom_kill ") and line[9:] != "0" for line in lines):
+                    return "over its memory limit, resources.Mem"
+        return ""
+
     async def remove(self) -> None:
         """Remove the groups; their processes must be gone."""
         for folder in self.folders:

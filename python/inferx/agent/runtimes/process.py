@@ -25,6 +25,7 @@ from inferx.domain.function import FunctionSpec
 from inferx.errors import BadRequest, InferxError, StartFailed
 
 KILL_BOUND_S = 10.0
+FREEZE_BOUND_S = 10.0
 GONE_POLL_S = 0.01
 # Names the pod beyond doubt: its folder is locked by one agent.
 FOLDER = "INFERX_POD_DIR"
@@ -68,6 +69,14 @@ class ProcessWorker:
 
     async def freeze(self) -> None:
         self._signal_group(signal.SIGSTOP)
+        # The signal is only a request: what still runs may still use what is about to be released.
+        deadline = time.monotonic() + FREEZE_BOUND_S
+        while running := [
+            one.pid for one in procfs.group_members(self.pid) if one.state not in "Tt"
+        ]:
+            if time.monotonic() > deadline:
+                raise InferxError(f"processes {running} of group {self.pid} do not stop")
+            await asyncio.sleep(GONE_POLL_S)
 
     async def thaw(self) -> None:
         self._signal_group(signal.SIGCONT)
@@ -98,12 +107,13 @@ class ProcessWorker:
             info = None  # adopted: its end is visible, its code only to its parent
         if self.exited.done():
             return
+        note = self._limits.out_of_memory()
         if info is None:
-            self.exited.set_result(Exit())
+            self.exited.set_result(Exit(note=note))
         elif info.si_code == os.CLD_EXITED:
-            self.exited.set_result(Exit(code=info.si_status))
+            self.exited.set_result(Exit(code=info.si_status, note=note))
         else:
-            self.exited.set_result(Exit(signal=info.si_status))
+            self.exited.set_result(Exit(signal=info.si_status, note=note))
 
     def _signal_group(self, number: signal.Signals) -> None:
         if not self._owned():
@@ -119,6 +129,10 @@ class ProcessWorker:
             return leader.start_ticks == self._start_ticks
         # The leader was reaped by another parent; what is left of its session is still ours.
         return bool(self._members())
+
+    def _running(self) -> list[int]:
+        members = procfs.group_members(self.pid)
+        return [found.pid for found in members if found.state not in "Tt"]
 
     def _members(self) -> set[int]:
         return _orphans(self.pid, self._start_ticks)

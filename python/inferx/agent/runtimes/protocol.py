@@ -22,14 +22,16 @@ class Exit:
 
     code: int | None = None
     signal: int | None = None
+    note: str = ""  # what else is known about the reason
 
     def __str__(self) -> str:
+        how = "exited"
         if self.signal is not None:
-            try:
-                return f"killed by {signal.Signals(self.signal).name}"
-            except ValueError:
-                return f"killed by signal {self.signal}"
-        return f"exited with code {self.code}" if self.code is not None else "exited"
+            names = {number.value: number.name for number in signal.Signals}
+            how = f"killed by {names.get(self.signal, f'signal {self.signal}')}"
+        elif self.code is not None:
+            how = f"exited with code {self.code}"
+        return f"{how} ({self.note})" if self.note else how
 
 
 @dataclass(frozen=True)

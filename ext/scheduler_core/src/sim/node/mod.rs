@@ -1,15 +1,21 @@
 //! One node with GPUs, a host pool and snapshot files under a trace of calls, event by event.
-//! It must never decide by itself what to keep: the policy does, and is told only what has happened.
+//! It must never decide by itself what to keep: the policy does, and is told only what has
+//! happened.
 //!
 //! Rules, chosen so that fixed keep-alives on unlimited GPUs give the published reference figures:
-//! * A worker runs one call at a time. A call that finds no idle worker of its function asks for one more worker, and
-//!   takes whichever worker of the function is free first: the new one or one that finishes.
-//! * A start takes GPU memory from its first moment. Held time is start + execution + idle; busy time is execution.
-//! * A start costs `host_start_ms` when the snapshot is in the host pool, `file_start_ms` from file (which also brings
-//!   it into the pool), `cold_start_ms` when the function never ran. A second start during the first one waits for that
-//!   snapshot if this is sooner; a start during a read from file waits for the rest of the read.
-//! * Parking writes the state back: a function that left the pool while it ran is in the pool again when it is parked.
-//! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest first.
+//! * A worker runs one call at a time. A call that finds no idle worker of its function asks for
+//! one more worker, and   takes whichever worker of the function is free first: the new one or one
+//! that finishes.
+//! * A start takes GPU memory from its first moment. Held time is start + execution + idle; busy
+//! time is execution.
+//! * A start costs `host_start_ms` when the snapshot is in the host pool, `file_start_ms` from file
+//! (which also brings   it into the pool), `cold_start_ms` when the function never ran. A second
+//! start during the first one waits for that   snapshot if this is sooner; a start during a read
+//! from file waits for the rest of the read.
+//! * Parking writes the state back: a function that left the pool while it ran is in the pool again
+//! when it is parked.
+//! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest
+//! first.
 
 mod steps;
 
@@ -42,7 +48,8 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// The scenario `genai-8`: 8 GPUs of 80 GB, models of 24.8 GB, 1.0 / 6 / 22.7 s from host pool / file / nothing.
+    /// The scenario `genai-8`: 8 GPUs of 80 GB, models of 24.8 GB, 1.0 / 6 / 22.7 s from host pool
+    /// / file / nothing.
     #[must_use]
     pub fn genai8(host_models: usize) -> Self {
         Self {
@@ -56,7 +63,8 @@ impl NodeConfig {
         }
     }
 
-    /// Unlimited GPUs and a resume of 1.0 s always: the setting of the published fixed keep-alive figures.
+    /// Unlimited GPUs and a resume of 1.0 s always: the setting of the published fixed keep-alive
+    /// figures.
     #[must_use]
     pub fn unlimited(functions: usize) -> Self {
         let start = 1_000;

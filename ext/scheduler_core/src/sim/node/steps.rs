@@ -105,7 +105,8 @@ impl Node<'_> {
         }
     }
 
-    /// Starts a worker; without room an idle worker of another function is parked, or the start waits.
+    /// Starts a worker; without room an idle worker of another function is parked, or the start
+    /// waits.
     fn start_or_block(&mut self, function: FunctionIx) {
         if self.live_count < self.config.workers_max() || self.park_victim() {
             self.start(function);
@@ -199,7 +200,8 @@ impl Node<'_> {
         self.free(worker);
     }
 
-    /// A worker has nothing to do: the oldest waiting call takes it, else it idles until its deadline.
+    /// A worker has nothing to do: the oldest waiting call takes it, else it idles until its
+    /// deadline.
     fn free(&mut self, worker: usize) {
         let function = self.workers[worker].function;
         if let Some(number) = self.waiting[function.0 as usize].pop_front() {
@@ -229,7 +231,8 @@ impl Node<'_> {
         }
     }
 
-    /// Asks until when an idle worker stays. The event comes even when that is now: a call may come first.
+    /// Asks until when an idle worker stays. The event comes even when that is now: a call may come
+    /// first.
     fn ask_deadline(&mut self, worker: usize) {
         let Worker {
             function,

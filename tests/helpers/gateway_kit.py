@@ -1,0 +1,208 @@
+"""A gateway with a real state service and a scheduler that the test speaks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from inferx import config, statesvc
+from inferx.config import NodeConfig
+from inferx.errors import NotFound
+from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
+from inferx.rpc import na_pb2 as pb
+from inferx.rpc.server import Server, serve
+from services import gateway
+
+DEADLINE_S = 15.0
+LOOPBACK = int(IPv4Address("127.0.0.1"))
+
+
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until `condition()` is true."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.005)
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on which nothing listens."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMetaServiceServicer):
+    """Grants what `worker_port` says, or raises `refusal`; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.worker_port = 0
+        self.refusal: Exception | None = None
+        self.granting = asyncio.Event()
+        self.granting.set()
+        self.rejected: list[str] = []
+        self.pods: list[ixmeta_pb2.Obj] = []
+        self.known = True
+        self.connects: list[pb.ConnectReq] = []
+        self.leases: list[pb.LeaseWorkerReq] = []
+        self.returns: list[pb.ReturnWorkerReq] = []
+        self.kills: list[pb.KillPodReq] = []
+        self.refreshes = 0
+
+    async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
+        self.connects.append(request)
+        self.known = True
+        return pb.ConnectResp(epoch=1, rejected_lease_ids=self.rejected)
+
+    async def RefreshGateway(
+        self, request: pb.RefreshGatewayReq, context: Any
+    ) -> pb.RefreshGatewayResp:
+        self.refreshes += 1
+        if not self.known:
+            raise NotFound(f"gateway {request.gateway_id} is not known")
+        return pb.RefreshGatewayResp()
+
+    async def LeaseWorker(self, request: pb.LeaseWorkerReq, context: Any) -> pb.LeaseWorkerResp:
+        self.leases.append(request)
+        await self.granting.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        number = len(self.leases)
+        return pb.LeaseWorkerResp(
+            id=f"pod{number}", hostipaddr=LOOPBACK, hostport=self.worker_port, hostnetwork=True,
+            lease_id=str(number), epoch=1, slots=50, start="cold",
+        )  # fmt: skip
+
+    async def ReturnWorker(self, request: pb.ReturnWorkerReq, context: Any) -> pb.ReturnWorkerResp:
+        self.returns.append(request)
+        return pb.ReturnWorkerResp()
+
+    async def KillPod(self, request: pb.KillPodReq, context: Any) -> pb.KillPodResp:
+        self.kills.append(request)
+        return pb.KillPodResp()
+
+    async def List(
+        self, request: ixmeta_pb2.ListRequestMessage, context: Any
+    ) -> ixmeta_pb2.ListResponseMessage:
+        pods = [pod for pod in self.pods if request.tenant in ("", pod.tenant)]
+        return ixmeta_pb2.ListResponseMessage(objs=pods)
+
+    async def Get(
+        self, request: ixmeta_pb2.GetRequestMessage, context: Any
+    ) -> ixmeta_pb2.GetResponseMessage:
+        for pod in self.pods:
+            if pod.name == request.name:
+                return ixmeta_pb2.GetResponseMessage(obj=pod)
+        raise NotFound(f"pod {request.name} does not exist")
+
+    async def serve(self, port: int) -> Server:
+        """Listen; a second call after `stop` of the first is a restart."""
+        return await serve(
+            f"127.0.0.1:{port}",
+            [
+                lambda s: na_pb2_grpc.add_SchedulerServiceServicer_to_server(self, s),
+                lambda s: ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server(self, s),
+            ],
+        )
+
+
+class Platform:
+    """The processes around a gateway, as tasks of the test, and a client."""
+
+    def __init__(self, folder: Path) -> None:
+        state, scheduler, port, agent = free_ports(4)
+        document = {
+            "dataDir": str(folder), "statSvcPort": state, "schedulerPort": scheduler,
+            "gatewayPort": port, "stateSvcAddrs": [f"127.0.0.1:{state}"],
+            "schedulerAddr": f"127.0.0.1:{scheduler}", "podMgrPort": agent,
+        }  # fmt: skip
+        file = folder / "node.json"
+        file.write_text(json.dumps(document))
+        self.config: NodeConfig = config.load(file, {})
+        self.scheduler = FakeScheduler()
+        self.scheduler_server: Server | None = None
+        self.http = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=DEADLINE_S,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=200),
+        )
+
+    async def start_scheduler(self) -> None:
+        """Start or restart the scheduler."""
+        self.scheduler_server = await self.scheduler.serve(self.config.scheduler_port)
+
+    async def stop_scheduler(self) -> None:
+        """The scheduler is gone."""
+        assert self.scheduler_server is not None
+        await self.scheduler_server.stop(0)
+        self.scheduler_server = None
+
+    async def ready(self) -> None:
+        """Wait until the gateway says that it is ready."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                if (await self.http.get("/readyz")).status_code == 200:
+                    return
+            except httpx.ConnectError:
+                assert time.monotonic() < deadline, "the gateway does not listen"
+            assert time.monotonic() < deadline, "the gateway is not ready"
+            await asyncio.sleep(0.01)
+
+    async def parked(self, count: int, name: str = "f") -> None:
+        """Wait until so many calls of a function of public/demo wait."""
+        labels = f'function="{name}",namespace="demo",tenant="public"'
+        line = f"inferx_function_parked{{{labels}}} {float(count)}"
+        deadline = time.monotonic() + DEADLINE_S
+        while line not in (await self.http.get("/metrics")).text:
+            assert time.monotonic() < deadline, f"never were {count} calls parked"
+
+    async def put(self, kind: str, tenant: str, namespace: str, name: str, **members: Any) -> Any:
+        """Create an object; returns the answer's JSON."""
+        manifest = {
+            "type": kind, "tenant": tenant, "namespace": namespace, "name": name, "object": members,
+        }  # fmt: skip
+        answer = await self.http.put("/object/", json=manifest)
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    async def function(self, name: str = "f", **spec: Any) -> Any:
+        """Create a function of public/demo."""
+        base = {"image": "x", "resources": {"CPU": 100, "Mem": 100}}
+        return await self.put("function", "public", "demo", name, spec={**base, **spec})
+
+
+@asynccontextmanager
+async def platform(folder: Path) -> AsyncIterator[Platform]:
+    """A ready gateway with tenant `public` and namespace `demo`."""
+    found = Platform(folder)
+    state = await statesvc.start(found.config)
+    await found.start_scheduler()
+    stop = asyncio.Event()
+    serving = asyncio.create_task(gateway.main(found.config, stop))
+    try:
+        await found.ready()
+        await found.put("tenant", "system", "system", "public", spec={})
+        await found.put("namespace", "public", "system", "demo", spec={})
+        yield found
+    finally:
+        await found.http.aclose()
+        stop.set()
+        await serving
+        await state.stop(0)
+        if found.scheduler_server is not None:
+            await found.scheduler_server.stop(0)

@@ -1,0 +1,290 @@
+"""Raw workers and raw clients for the tests of the data plane. Must never hide a byte."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import orjson
+
+from inferx._ext import Proxy
+
+DEADLINE_S = 10.0
+LIMITS: dict[str, Any] = {"threads": 2}
+
+
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until `condition()` is true."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.002)
+    return found
+
+
+@dataclass
+class Message:
+    """A request or an answer as it came over the wire."""
+
+    start: str
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+    trailers: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split()[1])
+
+    def get(self, name: str) -> str | None:
+        """The one value of a header."""
+        values = [value for key, value in self.headers if key.lower() == name]
+        assert len(values) <= 1, f"{name} came {len(values)} times"
+        return values[0] if values else None
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Wire:
+    """One connection, spoken by hand."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, *parts: bytes) -> None:
+        self.writer.write(b"".join(parts))
+        await self.writer.drain()
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def abort(self) -> None:
+        """Close at once, with a reset."""
+        self.writer.transport.abort()
+
+    async def head(self) -> Message:
+        """The next head, without its body."""
+        async with asyncio.timeout(DEADLINE_S):
+            raw = await self.reader.readuntil(b"\r\n\r\n")
+        start, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
+        headers = [(name, value.strip()) for name, value in (line.split(":", 1) for line in lines)]
+        return Message(start, headers)
+
+    async def message(self, *, head_only: bool = False) -> Message:
+        """The next request or answer with its whole body."""
+        message = await self.head()
+        async with asyncio.timeout(DEADLINE_S):
+            if head_only or " 204 " in message.start or " 304 " in message.start:
+                return message
+            if message.get("transfer-encoding") == "chunked":
+                while chunk := await self.chunk():
+                    message.body += chunk
+                while (line := await self.reader.readuntil(b"\r\n")) != b"\r\n":
+                    name, value = line.decode().split(":", 1)
+                    message.trailers.append((name, value.strip()))
+            elif (length := message.get("content-length")) is not None:
+                message.body = await self.reader.readexactly(int(length))
+            elif message.start.startswith("HTTP/"):
+                message.body = await self.reader.read()
+        return message
+
+    async def chunk(self) -> bytes:
+        """The next chunk's data, empty for the last one."""
+        async with asyncio.timeout(DEADLINE_S):
+            size = int((await self.reader.readuntil(b"\r\n")).split(b";")[0], 16)
+            if size == 0:
+                return b""
+            data = await self.reader.readexactly(size)
+            assert await self.reader.readexactly(2) == b"\r\n"
+            return data
+
+    async def closed(self) -> bytes:
+        """What still comes until the other side has closed."""
+        async with asyncio.timeout(DEADLINE_S):
+            try:
+                return await self.reader.read()
+            except ConnectionError:
+                return b""
+
+
+class RawWorker:
+    """A model server whose every connection the test speaks by hand, or that `answer` serves."""
+
+    def __init__(
+        self,
+        answer: Callable[[Wire, Message], Awaitable[None]] | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._answer = answer
+        self._path = path
+        self._wires: list[Wire] = []
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.accepted: asyncio.Queue[Wire] = asyncio.Queue()
+        self.connections = 0
+        self.port = 0
+
+    async def __aenter__(self) -> RawWorker:
+        if self._path is not None:
+            self._server = await asyncio.start_unix_server(self._on_connection, self._path)
+            return self
+        self._server = await asyncio.start_server(
+            self._on_connection, "127.0.0.1", 0, limit=1 << 20
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for wire in self._wires:
+            wire.abort()
+        await asyncio.sleep(0)  # lets the transports close their sockets
+
+    async def _on_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.connections += 1
+        wire = Wire(reader, writer)
+        self._wires.append(wire)
+        if self._answer is None:
+            await self.accepted.put(wire)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while True:
+                await self._answer(wire, await wire.message())
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            return  # the streams of this Python report a cancelled handler as an error
+        finally:
+            self._tasks.discard(task)
+            wire.close()
+
+    async def accept(self) -> Wire:
+        """The next connection of the data plane."""
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.accepted.get()
+
+
+async def echo(wire: Wire, request: Message) -> None:
+    """Answers with the request itself."""
+    headers = "".join(f"{name}: {value}\n" for name, value in request.headers)
+    text = f"{request.start}\n{headers}\n".encode() + request.body
+    await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text), text)
+
+
+class Rig:
+    """A data plane with its events, and clients for it."""
+
+    def __init__(self, tmp_path: Path, **limits: Any) -> None:
+        self.control_path = tmp_path / "control.sock"
+        self.proxy = Proxy("127.0.0.1", 0, self.control_path, **{**LIMITS, **limits})
+        self.events: list[tuple[Any, ...]] = []
+        self.port = 0
+        self._handles = iter(range(1, 10_000))
+        self._wires: list[Wire] = []
+
+    async def __aenter__(self) -> Rig:
+        self.port = self.proxy.start()
+        self.proxy.set_synced()
+        self.proxy.set_not_ready(None)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.proxy.event_fd, self._on_events)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self.proxy.event_fd)
+        for wire in self._wires:
+            wire.abort()
+        assert await asyncio.to_thread(self.proxy.drain, 5000), "some connections did not end"
+        await asyncio.sleep(0)  # lets the transports close their sockets
+
+    def _on_events(self) -> None:
+        self.events += self.proxy.take_events()
+
+    def function(self, key: str = "t/n/f", **changes: Any) -> None:
+        """Creates or updates a function."""
+        definition: dict[str, Any] = {
+            "revision": 1, "parallel": 50, "queue_len": 100, "queue_timeout_ms": 8000,
+            "wait_ratio": 0.1, "scalein_timeout_ms": 60_000,
+        }  # fmt: skip
+        self.proxy.upsert_function(key, **{**definition, **changes})
+
+    def add(self, port: int, key: str = "t/n/f", **changes: Any) -> int:
+        """Adds a worker; returns its handle."""
+        handle = next(self._handles)
+        worker: dict[str, Any] = {
+            "revision": 1, "lease_id": handle, "pod_id": f"pod{handle}", "host": "127.0.0.1",
+            "port": port, "slots": 50, "start": "warm",
+        }  # fmt: skip
+        assert self.proxy.add_worker(key, **{**worker, **changes})
+        return handle
+
+    async def event(self, kind: str) -> tuple[Any, ...]:
+        """The next event of a kind, taken out of those seen."""
+
+        def found() -> tuple[Any, ...] | None:
+            return next((event for event in self.events if event[0] == kind), None)
+
+        event: tuple[Any, ...] = await until(found, f"no event {kind}")
+        self.events.remove(event)
+        return event
+
+    def stats(self, key: str | None = "t/n/f") -> dict[str, Any]:
+        """The counters of a function, or of the whole plane."""
+        stats: dict[str, Any] = orjson.loads(self.proxy.stats())
+        found: dict[str, Any] = stats if key is None else stats["functions"][key]
+        return found
+
+    async def gauge(self, name: str, value: int, key: str | None = "t/n/f") -> None:
+        """Waits until a counter has a value."""
+        await until(lambda: self.stats(key)[name] == value, f"{name} never was {value}")
+
+    def records(self) -> list[list[Any]]:
+        """The access records since the last call."""
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(self.proxy.take_records())
+        return list(unpacker)
+
+    async def client(self, receive_buffer: int | None = None) -> Wire:
+        """A connection to the data plane."""
+        sock = socket.socket()
+        sock.setblocking(False)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        wire = Wire(*await asyncio.open_connection(sock=sock, limit=1 << 20))
+        self._wires.append(wire)
+        return wire
+
+    async def request(
+        self,
+        path: str = "/funccall/t/n/f/x",
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: str = "",
+        wire: Wire | None = None,
+    ) -> Wire:
+        """Sends a request and returns its connection."""
+        wire = wire or await self.client()
+        length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
+        head = f"{method} {path} HTTP/1.1\r\nHost: test\r\n{length}{headers}\r\n"
+        await wire.send(head.encode(), body or b"")
+        return wire
+
+    async def call(self, *args: Any, **kwargs: Any) -> Message:
+        """Sends a request and returns its answer."""
+        wire = await self.request(*args, **kwargs)
+        method = kwargs.get("method", args[1] if len(args) > 1 else "GET")
+        return await wire.message(head_only=method == "HEAD")
