@@ -36,8 +36,13 @@ impl Core {
                 node.name
             );
             let has = node.ledger.capacity.clone();
-            let within = node.ledger.is_within_capacity() || self.overfull.contains(id);
-            assert!(within, "{} holds {used:?} and has only {has:?}", node.name);
+            // A former process may have told the agent to make room, which has not happened yet.
+            let on_node = self.pods_on.get(id).into_iter().flatten();
+            let adopted = on_node.into_iter().any(|ix| self.pod(*ix).adopted);
+            let within = node.ledger.is_within_capacity() || adopted || self.overfull.contains(id);
+            let pods = self.pods().into_iter().filter(|pod| pod.node == node.name);
+            let pods: Vec<_> = pods.map(|pod| (pod.pod_id, pod.state, pod.alloc)).collect();
+            assert!(within, "{} is overfull: {has:?}, {pods:?}", node.name);
         }
     }
 

@@ -96,7 +96,7 @@ impl Core {
     pub(super) fn begin_park(&mut self, now_ms: u64, ix: PodIx) {
         self.apply(now_ms, ix, Event::Park);
         let pod = self.pods.get_mut(&ix).expect("a pod that is gone");
-        pod.op = Some(Op::Park);
+        (pod.op, pod.ordered) = (Some(Op::Park), true);
         pod.parking_seen = false;
         pod.parked = pod.spec.standby_holding(&pod.held);
         let extra = pod.spec.image_mib(&pod.held);
@@ -114,7 +114,7 @@ impl Core {
         self.apply(now_ms, ix, Event::Terminate);
         self.end_leases_of(ix);
         let pod = self.pod_mut(ix);
-        pod.op = Some(Op::Terminate);
+        (pod.op, pod.ordered) = (Some(Op::Terminate), true);
         pod.held_until_ms = None;
         self.counters.terminations += 1;
         self.unmet_follows(ix);

@@ -256,6 +256,10 @@ pub struct Pod {
     pub used_ms: u64,
     /// Adopted after a restart: not leased or parked before this time.
     pub held_until_ms: Option<u64>,
+    /// It came from a former scheduler process.
+    pub adopted: bool,
+    /// This process gave an order for it; until then its agent alone tells what it does.
+    pub ordered: bool,
     /// A gateway found it broken; it ends when the last lease is back.
     pub broken: bool,
     /// It ends or is parked to make room for the start of this pod.

@@ -129,6 +129,10 @@ impl Core {
 
     fn known_pod_fact(&mut self, now_ms: u64, ix: PodIx, fact: PodFact) {
         use State as S;
+        if self.agent_leads(ix, fact.state) {
+            self.remove_pod(ix, false);
+            return self.adopt(now_ms, fact);
+        }
         let pod = self.pod(ix);
         if fact.state.is_final() {
             // The result of a start tells more of why it failed, and it is on its way.
@@ -156,6 +160,19 @@ impl Core {
         {
             pod.reason = fact.reason;
         }
+    }
+
+    /// An order of a former process was carried out on a pod that this one has given no order for.
+    fn agent_leads(&self, ix: PodIx, told: State) -> bool {
+        use State as S;
+        let pod = self.pod(ix);
+        let as_known = match (pod.state, told) {
+            (S::Idle | S::Working, S::Ready) | (S::Creating, S::Loading) => true,
+            (S::Parking, S::Standby) => true,
+            (state, S::Ready) if state.is_starting() => true,
+            (state, told) => state == told || told.is_final(),
+        };
+        pod.adopted && !pod.ordered && !as_known
     }
 
     /// The agent has no such pod (any more).
@@ -199,6 +216,7 @@ impl Core {
                 StartKind::Cold
             },
             held_until_ms: (!standby).then_some(until_ms),
+            adopted: true,
             reason: fact.reason,
             ..new_pod(
                 fact.pod_id,
@@ -224,8 +242,6 @@ impl Core {
             let node = self.nodes.get_mut(&node).expect("a node that is gone");
             node.ledger.take(&extra);
         }
-        // A former process may have told the agent to make room, which has not happened yet.
-        self.overfull.insert(node);
         self.functions.get_mut(&func).expect("just found").surplus = true;
         self.arm_pod(ix, until_ms);
         self.dirty.insert(func);
@@ -301,6 +317,8 @@ pub(super) fn new_pod(
         ready_ms: 0,
         used_ms: now_ms,
         held_until_ms: None,
+        adopted: false,
+        ordered: false,
         broken: false,
         makes_room_for: None,
         victims: Vec::new(),

@@ -46,15 +46,11 @@ impl Core {
         while lacking > 0 {
             match self.start_one(now_ms, func) {
                 Ok(()) => lacking -= 1,
-                Err(Blocked {
-                    refusal,
-                    hopeless: true,
-                }) => {
-                    self.refuse_all(func, &refusal);
-                    waiting_for = Some(refusal);
-                    break;
-                }
-                Err(Blocked { refusal, .. }) => {
+                Err(Blocked { refusal, hopeless }) => {
+                    // Slots of a pod that runs or starts may still come to those who wait.
+                    if hopeless && self.running(func) == 0 {
+                        self.refuse_all(func, &refusal);
+                    }
                     waiting_for = Some(refusal);
                     break;
                 }
@@ -235,7 +231,7 @@ impl Core {
         let refusal = refusal.retry_after(backoff.until_ms - now_ms);
         Err(Blocked {
             refusal,
-            hopeless: self.running(func) == 0,
+            hopeless: true,
         })
     }
 
@@ -265,7 +261,9 @@ impl Core {
         if (running.count() as u64) < u64::from(limit) {
             return Ok(());
         }
-        self.relieve_tenant(now_ms, &tenant, func);
+        if limit > 0 {
+            self.relieve_tenant(now_ms, &tenant, func);
+        }
         let message = format!("tenant {tenant} runs its {limit} replicas already");
         let refusal = Refusal::new("tenant_limit", message);
         Err(Blocked {
@@ -294,7 +292,9 @@ impl Core {
         if asked == 0 || used + asked <= limit {
             return Ok(());
         }
-        self.relieve_tenant(now_ms, &tenant, func);
+        if asked <= limit {
+            self.relieve_tenant(now_ms, &tenant, func);
+        }
         let message = format!(
             "tenant {tenant} may use {:.2} GPUs, uses {:.2} and needs {:.2} more",
             limit as f64 / 1e3,

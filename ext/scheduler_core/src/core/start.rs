@@ -34,7 +34,7 @@ impl Core {
     pub(super) fn resume(&mut self, now_ms: u64, ix: PodIx, holding: Holding, room: Room) {
         self.apply(now_ms, ix, Event::Resume);
         let pod = self.pod_mut(ix);
-        pod.op = Some(Op::Resume);
+        (pod.op, pod.ordered) = (Some(Op::Resume), true);
         pod.start = StartKind::Resume;
         self.counters.starts_resume += 1;
         let order = self.order_start(now_ms, ix, &holding, room);
