@@ -5,6 +5,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, final
 
+__all__ = [
+    "CancelToken",
+    "CudaDevice",
+    "DeviceError",
+    "Gpu",
+    "HostPool",
+    "Proxy",
+    "ResidentSnapshot",
+    "SchedulerCore",
+    "SnapshotError",
+    "SnapshotStore",
+    "SoftDevice",
+    "__version__",
+    "pod_table",
+    "pod_transition",
+]
+
 __version__: str
 """The version of the wheel."""
 
@@ -406,6 +423,7 @@ def pod_transition(state: str, event: str) -> str:
     """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong
     name."""
 
+@final
 class SchedulerCore:
     """Every decision about placement, leases and standby. Not for use from several threads.
 
