@@ -58,7 +58,8 @@ class Scheduler:
         address = f"{config.host_ip}:{config.scheduler_port}"
         state_addr = config.state_svc_addrs[0]
         self._channel = client.channel(state_addr)
-        self._state = ixmeta_pb2_grpc.IxMetaServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        stub: Any = ixmeta_pb2_grpc.IxMetaServiceStub
+        self._state = stub(self._channel)
         self.epoch = self._orders.epoch = await epoch.begin(self._state, address)
         self._informers = {kind: Informer(self._channel, kind) for kind in _KINDS}
         # Nodes come last: pods that agents report are judged by the functions known then.
