@@ -406,6 +406,7 @@ def pod_transition(state: str, event: str) -> str:
     """The state after `event`. `ValueError` for a pair that is not in the table, or a wrong
     name."""
 
+@final
 class SchedulerCore:
     """Every decision about placement, leases and standby. Not for use from several threads.
 
