@@ -34,6 +34,7 @@ class NodeLink:
         self._observe = observe
         self._lost_after_s = lost_after_s
         self._lost = False
+        self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self._channel = client.channel(f"{node.address}:{node.podmgr_port}")
         self.stub = na_pb2_grpc.NodeAgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -49,7 +50,7 @@ class NodeLink:
 
     async def stop(self) -> None:
         """Let go of the agent; its pods stay as they are."""
-        self._observe = _ignore
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
         await self.pods.stop()
@@ -72,6 +73,8 @@ class NodeLink:
             self._observe(pod_fact(self.name, obj))
 
     def _connection(self, connected: bool) -> None:
+        if self._stopped:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -93,10 +96,6 @@ class NodeLink:
         self._lost = True
         _log.warning("node %s is lost", self.name)
         self._observe({"kind": "node_lost", "name": self.name})
-
-
-def _ignore(fact: dict[str, Any]) -> None:
-    """A link that was let go has nothing to tell."""
 
 
 class Links:

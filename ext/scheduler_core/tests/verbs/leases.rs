@@ -1,0 +1,132 @@
+//! Leases and tickets: who gets slots, and why not.
+
+use scheduler_core::messages::{Answer, Effect};
+use scheduler_core::model::Policy;
+use scheduler_core::queue::TicketId;
+
+use crate::story::{World, one_slot};
+
+#[test]
+fn a_burst_of_first_calls_starts_one_pod() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    let asks: Vec<Answer> = (0..32)
+        .map(|at| world.ask_with("f", &format!("r{at}"), 1, 30_000))
+        .collect();
+    assert!(asks.iter().all(|ask| matches!(ask, Answer::Queued(_))));
+    let order = world.start();
+    assert_eq!(order.alloc.devices, [0]);
+    assert_eq!(
+        (order.alloc.vram_mib, order.alloc.context_overhead_mib),
+        (14_000, 400)
+    );
+    world.started(&order.pod);
+    assert_eq!(world.grants().len(), 32);
+    assert_eq!(world.core.pods()[0].leased, 32);
+}
+
+#[test]
+fn the_same_request_gets_the_same_ticket_and_lease() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    let first = world.ask_with("f", "same", 0, 30_000);
+    assert_eq!(world.ask_with("f", "same", 0, 30_000), first);
+    let order = world.start();
+    world.started(&order.pod);
+    let lease = world.grants()[0].1;
+    let Answer::Leased(again) = world.ask_with("f", "same", 0, 30_000) else {
+        panic!("the lease is given again");
+    };
+    assert_eq!(again.lease.0, lease);
+    assert!(world.give_back(lease));
+    assert!(!world.give_back(lease), "a second give-back is recognised");
+}
+
+#[test]
+fn a_returned_slot_goes_to_the_oldest_ticket() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, one_slot());
+    let lease = world.running("f");
+    world.wait(10);
+    let (first, second) = (world.queued("f"), world.queued("f"));
+    assert!(world.give_back(lease));
+    let grants = world.grants();
+    assert_eq!(
+        grants.iter().map(|grant| grant.0).collect::<Vec<_>>(),
+        [first]
+    );
+    assert_eq!(grants[0].2, "warm");
+    assert!(world.give_back(grants[0].1));
+    assert_eq!(world.grants()[0].0, second);
+}
+
+#[test]
+fn gateways_share_the_only_pod() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    let (first, second) = (world.queued("f"), world.queued("f"));
+    let order = world.start();
+    world.started(&order.pod);
+    let granted: Vec<TicketId> = world.grants().iter().map(|grant| grant.0).collect();
+    assert_eq!(granted, [first, second]);
+}
+
+#[test]
+fn too_large_a_function_is_refused_at_once_with_the_reason() {
+    let mut world = World::new(2);
+    world.function("f", 1, 90_000, Policy::default());
+    let Answer::Refused(refusal) = world.ask("f") else {
+        panic!("it can never start")
+    };
+    assert_eq!(refusal.code, "no_capacity");
+    assert!(
+        refusal.message.contains("too_little_gpu_memory: 1"),
+        "{}",
+        refusal.message
+    );
+}
+
+#[test]
+fn a_ticket_ends_at_its_deadline_with_the_reason() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    world.function("g", 1, 14_000, Policy::default());
+    world.running("f");
+    let Answer::Queued(ticket) = world.ask_with("g", "x", 0, 500) else {
+        panic!("queued")
+    };
+    assert_eq!(world.core.next_wakeup_ms(), Some(500));
+    world.wait(500);
+    let effects = world.core.effects();
+    let [
+        Effect::Refuse {
+            ticket: refused,
+            refusal,
+        },
+    ] = effects.as_slice()
+    else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((*refused, refusal.code), (ticket, "no_capacity"));
+    assert!(
+        refusal.message.contains("too_little_gpu_memory: 1"),
+        "{}",
+        refusal.message
+    );
+}
+
+#[test]
+fn a_full_queue_refuses() {
+    let mut world = World::new(1);
+    let policy = Policy {
+        queue_len: 2,
+        ..Policy::default()
+    };
+    world.function("f", 1, 14_000, policy);
+    world.queued("f");
+    world.queued("f");
+    let Answer::Refused(refusal) = world.ask("f") else {
+        panic!("the queue is full")
+    };
+    assert_eq!(refusal.code, "queue_full");
+}

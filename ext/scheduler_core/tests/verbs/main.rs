@@ -1,0 +1,5 @@
+//! What each verb of the core promises, told as small stories.
+
+mod leases;
+mod pods;
+mod story;

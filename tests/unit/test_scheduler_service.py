@@ -1,0 +1,254 @@
+"""The scheduler over gRPC: a real state service below, a stand-in agent beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferx import statesvc
+from inferx.config import NodeConfig
+from inferx.domain import codec
+from inferx.domain.nodeconfig import read_config
+from inferx.errors import (
+    FunctionNotFound,
+    NoCapacity,
+    NotFound,
+    QueueTimeout,
+    StaleLease,
+    StartFailed,
+)
+from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
+from inferx.rpc import na_pb2 as pb
+from inferx.scheduler import Scheduler
+from tests.helpers.fake_agent import FakeAgent
+from tests.helpers.state_client import until
+
+GATEWAY = 7
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Cluster:
+    """A state service, an agent and a scheduler in this process."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.agent = FakeAgent()
+        self.scheduler: Scheduler
+        self.state: Any
+
+    async def start(self) -> None:
+        self._service = await statesvc.start(self.config)
+        self._channel = client.channel(self.config.state_svc_addrs[0])
+        stub: Any = ixmeta_pb2_grpc.IxMetaServiceStub
+        self.state = stub(self._channel)
+        await self.create("tenant", ("system", "system", "t"), {"spec": {}})
+        await self.create("namespace", ("t", "system", "n"), {"spec": {}})
+        node = await self.agent.start()
+        await self.create("node", ("system", "system", "n1"), node.to_raw())
+        await self.start_scheduler()
+
+    async def start_scheduler(self) -> None:
+        self.scheduler = Scheduler(self.config)
+        await self.scheduler.start()
+        self._gateway = client.channel(f"127.0.0.1:{self.scheduler.port}")
+        stub: Any = na_pb2_grpc.SchedulerServiceStub
+        self.gateway = stub(self._gateway)
+        meta: Any = ixmeta_pb2_grpc.IxMetaServiceStub
+        self.view = meta(self._gateway)
+
+    async def stop_scheduler(self) -> None:
+        await self._gateway.close(None)
+        await self.scheduler.stop()
+
+    async def stop(self) -> None:
+        await self.stop_scheduler()
+        await self.agent.stop()
+        await self._channel.close(None)
+        await self._service.stop()
+
+    async def create(self, kind: str, key: tuple[str, str, str], raw: dict[str, Any]) -> int:
+        obj = convert.to_proto(codec.new(kind, key, raw))
+        answer = await client.call(self.state.Create, ixmeta_pb2.CreateRequestMessage(obj=obj))
+        return int(answer.revision)
+
+    async def function(self, name: str, vram_mb: int = 14_000, **policy: Any) -> int:
+        spec = {
+            "image": "i",
+            "resources": {
+                "CPU": 100,
+                "Mem": 200,
+                "GPU": {"Type": "Any", "Count": 1, "vRam": vram_mb},
+            },
+            "policy": {"Obj": policy},
+        }
+        return await self.create("function", ("t", "n", name), {"spec": spec})
+
+    async def lease(self, name: str, request_id: str = "", wait_ms: int = 20_000) -> Any:
+        request = pb.LeaseWorkerReq(
+            tenant="t",
+            namespace="n",
+            funcname=name,
+            fprevision=1,
+            gateway_id=GATEWAY,
+            request_id=request_id,
+            deadline_ms=wait_ms,
+        )
+        return await client.call(self.gateway.LeaseWorker, request, 30.0)
+
+    async def give_back(self, lease: Any, failed: bool = False) -> None:
+        request = pb.ReturnWorkerReq(lease_id=lease.lease_id, id=lease.id, failworker=failed)
+        await client.call(self.gateway.ReturnWorker, request)
+
+    async def pods(self) -> list[dict[str, Any]]:
+        request = ixmeta_pb2.ListRequestMessage(obj_type="pod")
+        answer = await client.call(self.view.List, request)
+        return [json.loads(obj.data) for obj in answer.objs]
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    config = read_config(
+        {
+            "statSvcPort": free_port(),
+            "schedulerPort": free_port(),
+            "dataDir": str(tmp_path),
+            "idleParkMs": 50,
+        }
+    )
+    running = Cluster(config)
+    await running.start()
+    yield running
+    await running.stop()
+
+
+async def test_cold_park_resume_and_what_people_see(cluster: Cluster) -> None:
+    await cluster.function("f")
+    lease = await cluster.lease("f", "r1")
+    assert (lease.start, lease.slots, lease.hostport, lease.keepalive) == ("cold", 50, 7_000, False)
+    assert lease.epoch == cluster.scheduler.epoch
+    assert cluster.agent.epochs == {cluster.scheduler.epoch}
+    again = await cluster.lease("f", "r1")
+    assert (again.lease_id, again.id) == (lease.lease_id, lease.id)
+    await cluster.give_back(lease)
+    with pytest.raises(StaleLease):
+        await cluster.give_back(lease)
+    await until(lambda: ("park", lease.id) in cluster.agent.asked)
+    second = await cluster.lease("f")
+    assert (second.start, second.id) == ("resume", lease.id)
+
+    states: list[str] = []
+    async with asyncio.timeout(5):
+        while states != ["Working"]:  # noqa: ASYNC110 (a view has no event to wait for)
+            states = [pod["status"]["state"] for pod in await cluster.pods()]
+
+
+async def test_a_burst_starts_one_pod(cluster: Cluster) -> None:
+    await cluster.function("f", parallel=40)
+    request = pb.LeaseWorkerReq(
+        tenant="t", namespace="n", funcname="f", gateway_id=GATEWAY, slots=1, deadline_ms=9_000
+    )
+    leases = await asyncio.gather(
+        *(client.call(cluster.gateway.LeaseWorker, request, 10.0) for _ in range(32))
+    )
+    assert len({lease.id for lease in leases}) == 1
+    assert len({lease.lease_id for lease in leases}) == 32
+    assert [verb for verb, _ in cluster.agent.asked] == ["create"]
+
+
+async def test_refusals_say_why(cluster: Cluster) -> None:
+    with pytest.raises(FunctionNotFound):
+        await cluster.lease("nobody")
+    await cluster.function("huge", vram_mb=90_000)
+    with pytest.raises(NoCapacity, match="too_little_gpu_memory: 1"):
+        await cluster.lease("huge")
+    cluster.agent.failure = StartFailed("the weights are missing")
+    await cluster.function("broken")
+    for _ in range(2):
+        with pytest.raises(StartFailed, match="the weights are missing"):
+            await cluster.lease("broken")
+    assert len(cluster.agent.asked) == 1, "a broken function backs off"
+
+
+async def test_a_slow_start_ends_at_the_deadline(cluster: Cluster) -> None:
+    await cluster.function("f")
+    cluster.agent.gate.clear()
+    with pytest.raises(QueueTimeout, match="the worker is"):
+        await cluster.lease("f", wait_ms=200)
+    cluster.agent.gate.set()
+    await cluster.lease("f")
+    assert [verb for verb, _ in cluster.agent.asked] == ["create"], "the start went on meanwhile"
+
+
+async def test_a_caller_that_leaves_takes_its_ticket_along(cluster: Cluster) -> None:
+    await cluster.function("f")
+    cluster.agent.gate.clear()
+    leaving = asyncio.create_task(cluster.lease("f"))
+    brain = cluster.scheduler.brain
+    await until(lambda: brain.stats()["tickets"] == 1)
+    leaving.cancel()
+    await until(lambda: brain.stats()["tickets"] == 0)
+    cluster.agent.gate.set()
+    await until(lambda: ("park", cluster.agent.asked[0][1]) in cluster.agent.asked)
+    assert brain.stats()["leases"] == 0
+
+
+async def test_a_dead_pod_is_replaced(cluster: Cluster) -> None:
+    await cluster.function("f")
+    first = await cluster.lease("f")
+    cluster.agent.forget(first.id)
+    await until(lambda: not cluster.scheduler.brain.pods())
+    second = await cluster.lease("f")
+    assert (second.start, second.id != first.id) == ("cold", True)
+    await cluster.give_back(second, failed=True)
+    await until(lambda: ("terminate", second.id) in cluster.agent.asked)
+
+
+async def test_a_new_scheduler_takes_over(cluster: Cluster) -> None:
+    await cluster.function("f")
+    lease = await cluster.lease("f")
+    before = cluster.scheduler.epoch
+    await cluster.stop_scheduler()
+    await cluster.start_scheduler()
+    assert cluster.scheduler.epoch > before
+    with pytest.raises(NotFound):
+        await client.call(cluster.gateway.RefreshGateway, pb.RefreshGatewayReq(gateway_id=GATEWAY))
+    worker = pb.WorkerId(id=lease.id, lease_id=lease.lease_id, slots=lease.slots)
+    gone = pb.WorkerId(id="nothing", lease_id="5", slots=1)
+    request = pb.ConnectReq(gateway_id=GATEWAY, workers=[worker, gone])
+    answer = await client.call(cluster.gateway.ConnectScheduler, request)
+    assert (answer.rejected_lease_ids, answer.epoch) == (["5"], cluster.scheduler.epoch)
+    await client.call(cluster.gateway.RefreshGateway, pb.RefreshGatewayReq(gateway_id=GATEWAY))
+    assert cluster.scheduler.brain.stats()["leases"] == 1
+    await cluster.give_back(lease)
+    again = await cluster.lease("f")
+    assert (again.id, again.hostport) == (lease.id, 7_000)
+    assert [verb for verb, _ in cluster.agent.asked if verb != "park"][:1] == ["create"]
+
+
+async def test_kill_and_delete(cluster: Cluster) -> None:
+    await cluster.function("f")
+    lease = await cluster.lease("f")
+    unknown = await client.call(cluster.gateway.KillPod, pb.KillPodReq(id="nothing"))
+    assert unknown.status == pb.NOT_FOUND
+    killed = await client.call(cluster.gateway.KillPod, pb.KillPodReq(id=lease.id))
+    assert killed.status == pb.OK
+    await until(lambda: not cluster.scheduler.brain.pods())
+    second = await cluster.lease("f")
+    request = ixmeta_pb2.DeleteRequestMessage(
+        obj_type="function", tenant="t", namespace="n", name="f"
+    )
+    await client.call(cluster.state.Delete, request)
+    await until(lambda: ("terminate", second.id) in cluster.agent.asked)
+    with pytest.raises(FunctionNotFound):
+        await cluster.lease("f")
