@@ -23,7 +23,7 @@ $(INSTALLED): constraints.txt examples/requirements.txt
 
 .PHONY: build
 build: $(INSTALLED) ## make the environment and the extension module (release)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(BIN):$$PATH maturin develop -q --release
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(BIN):$$PATH maturin develop -q --release >/dev/null
 
 .PHONY: demo
 demo: build ## start the platform, deploy real functions, call them, print what happened

