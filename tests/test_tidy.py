@@ -36,7 +36,8 @@ FENCES = [
 ]
 GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
 FUNCTION_LINES_MAX = 70
-FILE_LINES_MAX = 400
+FILE_LINES_MAX = 450  # the aim is 300
+TEST_LINES_MAX = 600
 LINE_LENGTH_MAX = 100
 
 
@@ -120,8 +121,9 @@ def test_files_and_lines_stay_small() -> None:
     wrong = []
     for path in tracked(".py", ".rs"):
         lines = path.read_text().splitlines()
-        if len(lines) > FILE_LINES_MAX:
-            wrong.append(f"{relative(path)}: {len(lines)} lines, at most {FILE_LINES_MAX}")
+        limit = TEST_LINES_MAX if "tests/" in relative(path) else FILE_LINES_MAX
+        if len(lines) > limit:
+            wrong.append(f"{relative(path)}: {len(lines)} lines, at most {limit}")
         wrong += [
             f"{relative(path)}:{number}: {len(line)} columns, at most {LINE_LENGTH_MAX}"
             for number, line in enumerate(lines, 1)

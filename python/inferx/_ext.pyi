@@ -5,6 +5,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, final
 
+__all__ = [
+    "CancelToken",
+    "CudaDevice",
+    "DeviceError",
+    "Gpu",
+    "HostPool",
+    "Proxy",
+    "ResidentSnapshot",
+    "SchedulerCore",
+    "SnapshotError",
+    "SnapshotStore",
+    "SoftDevice",
+    "__version__",
+    "pod_table",
+    "pod_transition",
+]
+
 __version__: str
 """The version of the wheel."""
 

@@ -149,7 +149,7 @@ async def test_cold_park_resume_and_what_people_see(cluster: Cluster) -> None:
 
     states: list[str] = []
     async with asyncio.timeout(5):
-        while states != ["Working"]:  # noqa: ASYNC110 (a view has no event to wait for)
+        while states != ["Working"]:
             states = [pod["status"]["state"] for pod in await cluster.pods()]
 
 

@@ -77,7 +77,8 @@ fn caching_row(
     let share = misses.iter().filter(|miss| **miss).count() as f64 / misses.len().max(1) as f64;
     writeln!(
         out,
-        r#"{{"bench":"keepalive","trace":"{trace}","slots":{slots},"policy":"{policy}","miss_pct":{:.3}}}"#,
+        "{{\"bench\":\"keepalive\",\"trace\":\"{trace}\",\"slots\":{slots},\
+         \"policy\":\"{policy}\",\"miss_pct\":{:.3}}}",
         100.0 * share
     )
 }

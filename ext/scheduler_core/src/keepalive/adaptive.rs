@@ -7,6 +7,14 @@ use super::plan::{STEPS, edges_s, plan};
 use super::price::{Goal, Price};
 use super::{Fetch, FunctionIx, HostView, Policy, TenantIx, Tier};
 
+/// How far a fetch looks ahead, seconds: some reads of a large snapshot, so that what is read is of
+/// use before it goes.
+const FETCH_HORIZON_S: f32 = 120.0;
+
+/// How much likelier a snapshot must be to be needed than the one it replaces: a read back costs as
+/// much again.
+const FETCH_MARGIN: f32 = 2.0;
+
 /// Forecast-driven keep-alive, prewarming, victims and prefetching.
 #[derive(Clone, Debug)]
 pub struct Adaptive {
@@ -93,7 +101,34 @@ impl Policy for Adaptive {
         Some(now_ms + (at_s * 1e3) as u64)
     }
 
-    fn fetch(&mut self, _now_ms: u64, _host: HostView<'_>) -> Option<Fetch> {
-        None
+    fn fetch(&mut self, now_ms: u64, host: HostView<'_>) -> Option<Fetch> {
+        let need = |function: FunctionIx| {
+            let mut demand = [0.0];
+            self.history
+                .demand(now_ms, function, &[FETCH_HORIZON_S], &mut demand);
+            demand[0]
+        };
+        let by_need = |a: &(f32, FunctionIx), b: &(f32, FunctionIx)| a.0.total_cmp(&b.0);
+        let best = host
+            .on_file
+            .iter()
+            .filter(|function| host.resident.binary_search(function).is_err())
+            .map(|function| (need(*function), *function))
+            .max_by(by_need)?;
+        if host.resident.len() < host.capacity {
+            return Some(Fetch {
+                load: best.1,
+                evict: None,
+            });
+        }
+        let worst = host
+            .resident
+            .iter()
+            .map(|function| (need(*function), *function))
+            .min_by(by_need)?;
+        (best.0 > FETCH_MARGIN * worst.0).then_some(Fetch {
+            load: best.1,
+            evict: Some(worst.1),
+        })
     }
 }

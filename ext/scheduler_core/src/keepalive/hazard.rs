@@ -6,11 +6,19 @@
 //! pseudo-events (the posterior mean of a gamma-Poisson model), so a tenant seen once behaves like
 //! the crowd and a regular one like itself.
 
+use std::f32::consts::SQRT_2;
+
 /// Age bins: `[0, 1)` s, then half octaves up to about two days; the last one is open.
 pub(crate) const BINS: usize = 36;
 
 /// Pseudo-events that a finer table needs to stand as much for itself as for its parent.
 const STRENGTH: f32 = 2.0;
+
+/// Edges, exact for the lookup: powers of two and those times the root of two.
+fn edge_s(half_octaves: usize) -> f32 {
+    let octave = (half_octaves / 2) as f32;
+    octave.exp2() * if half_octaves % 2 == 1 { SQRT_2 } else { 1.0 }
+}
 
 /// Lower edge of `bin`, seconds.
 pub(crate) fn low_s(bin: usize) -> f32 {
@@ -23,7 +31,7 @@ pub(crate) fn low_s(bin: usize) -> f32 {
 
 /// Upper edge of `bin`, seconds.
 pub(crate) fn high_s(bin: usize) -> f32 {
-    (bin as f32 / 2.0).exp2()
+    edge_s(bin)
 }
 
 /// The bin of an age.
@@ -31,15 +39,11 @@ pub(crate) fn bin_of(age_s: f32) -> usize {
     if age_s < 1.0 {
         return 0;
     }
-    let guess = ((age_s.log2() * 2.0) as usize + 1).min(BINS - 1);
-    // log2 rounds: the edges decide.
-    if age_s < low_s(guess) {
-        guess - 1
-    } else if guess + 1 < BINS && age_s >= high_s(guess) {
-        guess + 1
-    } else {
-        guess
-    }
+    // Exponent and upper half of the mantissa: half octaves without a logarithm.
+    let bits = age_s.to_bits();
+    let octave = (bits >> 23) as usize - 127;
+    let half = usize::from(bits & 0x007f_ffff >= SQRT_2.to_bits() & 0x007f_ffff);
+    (1 + 2 * octave + half).min(BINS - 1)
 }
 
 /// Counted events and exposure per age bin.

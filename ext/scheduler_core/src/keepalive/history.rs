@@ -5,13 +5,17 @@ use super::tenants::Tenants;
 use super::{FunctionIx, TenantIx};
 
 /// Tenants remembered per function; the one that called longest ago makes room.
-const TENANTS_MAX: usize = 256;
+const TENANTS_MAX: usize = 64;
 
 /// A tenant's session is forgotten after this time away; the base rate stands for later returns.
 const SESSION_S: f32 = 86_400.0;
 
 /// Memory of the base rate: a week, the period of human habits.
 const BASE_S: f64 = 7.0 * 86_400.0;
+
+/// Time without calls that is assumed before the first one: a call a second ago is no rate of one
+/// per second.
+const DOUBT_S: f64 = 3_600.0;
 
 #[derive(Clone, Debug, Default)]
 struct Function {
@@ -64,7 +68,7 @@ impl History {
         let Some(state) = self.functions.get(function.0 as usize) else {
             return 0.0;
         };
-        let span_s = (now_ms - self.begin_ms.unwrap_or(now_ms)) as f64 / 1e3 + 1.0;
+        let span_s = (now_ms - self.begin_ms.unwrap_or(now_ms)) as f64 / 1e3 + DOUBT_S;
         state.faded(now_ms) / (BASE_S * (1.0 - (-span_s / BASE_S).exp()))
     }
 

@@ -2,9 +2,16 @@
 //! met. It must never react faster than sessions come and go: a steady price is the cheapest way to
 //! meet a budget.
 
-/// Step of the search per worker life: the price moves by a factor e when the budget is off by a
-/// hundred lives.
+/// How fast the price follows what the last worker lives cost: by a factor e per hundred lives over
+/// budget.
 const GAIN: f64 = 0.01;
+
+/// How fast it works off what was overspent since the start; with this value the two together do
+/// not swing.
+const REPAY: f64 = GAIN * GAIN / 4.0;
+
+/// Overspending beyond this many lives is not worked off any faster.
+const OVER_MAX: f64 = 100.0;
 
 /// What the policy is to reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +29,8 @@ pub(crate) struct Price {
     log: f64,
     lives: f64,
     held_ms: f64,
+    /// Held time over budget so far.
+    over_ms: f64,
 }
 
 impl Price {
@@ -37,6 +46,7 @@ impl Price {
             log,
             lives: 0.0,
             held_ms: 0.0,
+            over_ms: 0.0,
         }
     }
 
@@ -51,8 +61,11 @@ impl Price {
         };
         self.lives += 1.0;
         self.held_ms += held_ms as f64;
-        let over = held_ms as f64 - busy_ms as f64 / share;
-        let mean = self.held_ms / self.lives;
-        self.log += GAIN * over / mean.max(1.0);
+        let mean_ms = (self.held_ms / self.lives).max(1.0);
+        let over_ms = held_ms as f64 - busy_ms as f64 / share;
+        self.over_ms += over_ms;
+        // One long life must not upset the price: what it overspent is worked off slowly instead.
+        self.log += GAIN * (over_ms / mean_ms).clamp(-1.0, 1.0);
+        self.log += REPAY * (self.over_ms / mean_ms).clamp(-OVER_MAX, OVER_MAX);
     }
 }

@@ -53,7 +53,7 @@ struct SchedulerCore {
 impl SchedulerCore {
     #[new]
     #[pyo3(signature = (
-        pod_id_prefix, idle_park_ms = 5000, lease_ttl_ms = 15000, takeover_ms = 3000,
+        pod_id_prefix, idle_park_ms = 5000, lease_ttl_ms = 15000, takeover_ms = 3000
     ))]
     fn new(pod_id_prefix: &str, idle_park_ms: u64, lease_ttl_ms: u64, takeover_ms: u64) -> Self {
         let pod_id_prefix = pod_id_prefix.to_owned();

@@ -4,18 +4,18 @@
 //!
 //! Rules, chosen so that fixed keep-alives on unlimited GPUs give the published reference figures:
 //! * A worker runs one call at a time. A call that finds no idle worker of its function asks for
-//! one more worker, and   takes whichever worker of the function is free first: the new one or one
-//! that finishes.
+//!   one more worker, and takes whichever worker of the function is free first: the new one or one
+//!   that finishes.
 //! * A start takes GPU memory from its first moment. Held time is start + execution + idle; busy
-//! time is execution.
+//!   time is execution.
 //! * A start costs `host_start_ms` when the snapshot is in the host pool, `file_start_ms` from file
-//! (which also brings   it into the pool), `cold_start_ms` when the function never ran. A second
-//! start during the first one waits for that   snapshot if this is sooner; a start during a read
-//! from file waits for the rest of the read.
+//!   (which also brings it into the pool), `cold_start_ms` when the function never ran. A second
+//!   start during the first one waits for that snapshot if this is sooner; a start during a read
+//!   from file waits for the rest of the read.
 //! * Parking writes the state back: a function that left the pool while it ran is in the pool again
-//! when it is parked.
+//!   when it is parked.
 //! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest
-//! first.
+//!   first.
 
 mod steps;
 
