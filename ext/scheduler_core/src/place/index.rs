@@ -16,18 +16,19 @@ use super::state::{StateRef, States};
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     score: f32,
-    exact: bool,
+    /// Over how much of the tables the score was computed.
+    depth: u8,
     tie: u64,
     state: StateRef,
 }
 
 impl Ord for Entry {
-    /// The higher score first; a bound before an exact score, because it may still be a tie;
+    /// The higher score first; a shallow one before a deep one, because it may still sink;
     /// then the smaller hash of the state.
     fn cmp(&self, other: &Entry) -> Ordering {
         self.score
             .total_cmp(&other.score)
-            .then_with(|| other.exact.cmp(&self.exact))
+            .then_with(|| other.depth.cmp(&self.depth))
             .then_with(|| other.tie.cmp(&self.tie))
             .then_with(|| other.state.slot.cmp(&self.state.slot))
     }
@@ -51,10 +52,11 @@ impl Eq for Entry {}
 pub(crate) trait Rating {
     /// False when the request certainly does not fit; cheap.
     fn may_fit(&self, states: &States, slot: u32) -> bool;
-    /// At least the score, or `None` when the request does not fit.
-    fn bound(&mut self, state: StateRef) -> Option<f32>;
-    /// The score.
-    fn exact(&mut self, state: StateRef) -> Option<f32>;
+    /// The depth at which scores are exact; at least 1.
+    fn depth_full(&self) -> u8;
+    /// The score, or at less than full depth at least the score; `None` when the request does
+    /// not fit.
+    fn score(&mut self, state: StateRef, depth: u8) -> Option<f32>;
 }
 
 /// The index of one request.
@@ -77,17 +79,18 @@ impl Index {
         rating: &mut impl Rating,
     ) -> Option<StateRef> {
         self.catch_up(states, version, rating);
+        let full = rating.depth_full();
         loop {
             let top = *self.heap.peek()?;
             if !states.is_live(top.state) {
                 self.heap.pop();
                 self.forget(top.state);
-            } else if top.exact {
+            } else if top.depth >= full {
                 return Some(top.state);
             } else {
                 let mut entry = self.heap.peek_mut()?;
-                match rating.exact(top.state) {
-                    Some(score) => (entry.score, entry.exact) = (score, true),
+                match rating.score(top.state, full) {
+                    Some(score) => (entry.score, entry.depth) = (score, full),
                     None => {
                         PeekMut::pop(entry);
                     }
@@ -146,11 +149,11 @@ impl Index {
         if !rating.may_fit(states, state.slot) {
             return;
         }
-        if let Some(score) = rating.bound(state) {
+        if let Some(score) = rating.score(state, 1) {
             let tie = states.get(state.slot).tie;
             self.heap.push(Entry {
                 score,
-                exact: false,
+                depth: 1,
                 tie,
                 state,
             });
@@ -166,10 +169,10 @@ impl Index {
             if !rating.may_fit(states, state.slot) {
                 continue;
             }
-            if let Some(score) = rating.bound(state) {
+            if let Some(score) = rating.score(state, 1) {
                 entries.push(Entry {
                     score,
-                    exact: false,
+                    depth: 1,
                     tie: held.tie,
                     state,
                 });

@@ -2,7 +2,7 @@
 //! Never depends on the position of a node, except where that is the policy (first fit, random).
 
 use super::node::tag_of;
-use super::potential::{Depth, Potential, Weights, Worth};
+use super::potential::{Potential, Weights, Worth};
 use super::request::{GpuShare, Request};
 use super::resources::{Ask, Free, Shape};
 
@@ -71,11 +71,13 @@ impl Policy {
                 capped_odds: 0.0,
                 scarcity: 0.0,
                 best_fit: 0.0,
+                any_device: true,
             }),
             Policy::Inferx => Some(Weights {
                 capped_odds: 0.5,
                 scarcity: 0.5,
                 best_fit: 0.005,
+                any_device: false,
             }),
             _ => None,
         }
@@ -93,6 +95,8 @@ pub(crate) struct Yardstick {
 #[derive(Clone, Debug)]
 pub(crate) struct Scorer {
     pub policy: Policy,
+    /// Whether all devices of a node are tried, or only the fullest that fit.
+    pub any_device: bool,
     pub potential: Potential,
     pub yardstick: Yardstick,
 }
@@ -106,15 +110,20 @@ pub(crate) struct Scored {
 }
 
 impl Scorer {
-    /// The score of a request on a state, or `None` when it does not fit. With
-    /// [`Depth::Bound`], a score that is at least the exact one. `candidates` is a buffer; it
+    /// The depth at which scores are exact.
+    pub fn depth(&self) -> u8 {
+        self.potential.depth()
+    }
+
+    /// The score of a request on a state, or `None` when it does not fit. At less than
+    /// [`Scorer::depth`], a score that is at least the exact one. `candidates` is a buffer; it
     /// is left with the devices among which the window lies.
     pub fn score(
         &self,
         (free, shape): (&Free, &Shape),
         worth: Option<&Worth>,
         ask: &Ask,
-        depth: Depth,
+        depth: u8,
         candidates: &mut Vec<u8>,
     ) -> Option<Scored> {
         if !free.fits_host(&ask.request) {
@@ -148,7 +157,7 @@ impl Scorer {
             if best.is_none_or(|best| score > best.score) {
                 best = Some(Scored { score, window });
             }
-            if worth.is_none() {
+            if !self.any_device {
                 break;
             }
         }
@@ -160,7 +169,7 @@ impl Scorer {
         state: &Subject<'_>,
         request: &Request,
         devices: (&[u8], u32),
-        depth: Depth,
+        depth: u8,
     ) -> f32 {
         let Subject {
             free,

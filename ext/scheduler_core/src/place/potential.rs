@@ -31,6 +31,8 @@ pub(crate) struct Weights {
     pub scarcity: f64,
     /// Worth, in whole devices, of a node that is entirely free: the best-fit term; FGD: 0.
     pub best_fit: f32,
+    /// Whether a share may take any device of a node, or the fullest on which it fits; FGD: any.
+    pub any_device: bool,
 }
 
 /// What the cluster has and what is asked of it; GPUs in units.
@@ -95,15 +97,10 @@ struct BlockWorth {
 
 /// What a state is worth to each typical request; the heaviest lie together.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Worth([BlockWorth; BLOCKS]);
-
-/// How much of the worth to look at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
-    /// Only the heaviest typical requests: the loss is at least this.
-    Bound,
-    /// All of them.
-    Exact,
+pub(crate) struct Worth {
+    blocks: [BlockWorth; BLOCKS],
+    /// One bit per block that has any value to lose.
+    filled: u8,
 }
 
 const NOTHING: Lanes = [[0.0; BLOCK]; BLOCKS];
@@ -161,6 +158,11 @@ impl Potential {
         tables
     }
 
+    /// Blocks of typical requests that there are: the depth of an exact loss.
+    pub fn depth(&self) -> u8 {
+        self.blocks.max(1) as u8
+    }
+
     /// Kinds of devices that the tables know.
     pub fn kinds(&self) -> usize {
         self.kinds.len()
@@ -172,7 +174,7 @@ impl Potential {
         let Some(first) = free.devices.first() else {
             return worth;
         };
-        for (block, out) in worth.0.iter_mut().enumerate().take(self.blocks) {
+        for (block, out) in worth.blocks.iter_mut().enumerate().take(self.blocks) {
             for device in free.devices.iter().filter(|device| device.contexts > 0) {
                 let need = &self.kinds[usize::from(device.kind)].need[block];
                 add_device(
@@ -186,6 +188,7 @@ impl Potential {
             let host = (free.cpu as f32, free.mem as f32);
             let kind = usize::from(first.kind);
             out.value = self.values(block, kind, host, &out.usable, &out.eligible);
+            worth.filled |= u8::from(out.value.iter().any(|value| *value > 0.0)) << block;
         }
         worth
     }
@@ -229,15 +232,15 @@ impl Potential {
     }
 
     /// What is lost when `request` takes `units` of each of `devices` (positions in `free`).
-    /// A bound is never above the exact loss, not even by rounding: losses are not negative, and
-    /// adding and rounding keep the order.
+    /// Over only the first `depth` blocks it is never above the exact loss, not even by rounding:
+    /// losses are not negative, and adding and rounding keep the order.
     pub fn loss(
         &self,
         free: &Free,
         worth: &Worth,
         request: &Request,
         (devices, units): (&[u8], u32),
-        depth: Depth,
+        depth: u8,
     ) -> f32 {
         let Some(first) = free.devices.first() else {
             return 0.0;
@@ -247,19 +250,15 @@ impl Potential {
             (free.cpu - request.cpu_millis) as f32,
             (free.mem - request.mem_mb) as f32,
         );
-        let blocks = if depth == Depth::Bound {
-            self.blocks.min(1)
-        } else {
-            self.blocks
-        };
+        let blocks = self.blocks.min(usize::from(depth));
         let contexts = request.gpu.map_or(0, |gpu| gpu.contexts_taken());
         let mut sum = [0.0; BLOCK];
-        for block in 0..blocks {
+        for block in (0..blocks).filter(|block| worth.filled >> block & 1 == 1) {
             let BlockWorth {
                 mut usable,
                 mut eligible,
                 value: before,
-            } = worth.0[block];
+            } = worth.blocks[block];
             for position in devices {
                 let device = &free.devices[usize::from(*position)];
                 let need = &self.kinds[usize::from(device.kind)].need[block];

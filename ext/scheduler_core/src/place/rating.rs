@@ -5,7 +5,7 @@ use super::cluster::Cluster;
 use super::index::Rating;
 use super::learn::{Demand, Typical};
 use super::policies::{Policy, Scored, Scorer, Yardstick};
-use super::potential::{Depth, Potential, Supply, Weights, Worth};
+use super::potential::{Potential, Supply, Weights, Worth};
 use super::request::Request;
 use super::resources::{Ask, Free, Shape};
 use super::state::{StateRef, States};
@@ -15,6 +15,7 @@ const NO_WEIGHTS: Weights = Weights {
     capped_odds: 0.0,
     scarcity: 0.0,
     best_fit: 0.0,
+    any_device: false,
 };
 
 /// What one state is worth under one version of the tables.
@@ -48,6 +49,7 @@ impl Rater {
         let potential = Potential::new((&[], &demand), &[], NO_WEIGHTS, &nothing, |_| 0);
         let scorer = Scorer {
             policy,
+            any_device: policy.weights().is_some_and(|weights| weights.any_device),
             potential,
             yardstick: Yardstick::default(),
         };
@@ -97,19 +99,13 @@ impl Rater {
             subject,
             worth.as_ref(),
             ask,
-            Depth::Exact,
+            self.scorer.depth(),
             &mut self.candidates,
         )
     }
 
     /// The score of a listed state.
-    fn listed(
-        &mut self,
-        cluster: &Cluster,
-        state: StateRef,
-        ask: &Ask,
-        depth: Depth,
-    ) -> Option<f32> {
+    fn listed(&mut self, cluster: &Cluster, state: StateRef, ask: &Ask, depth: u8) -> Option<f32> {
         let free = &cluster.states.get(state.slot).free;
         let worth = if self.scorer.policy.weights().is_some() {
             let slot = state.slot as usize;
@@ -149,13 +145,11 @@ impl Rating for AskRating<'_> {
         states.digest(slot).may_fit(self.ask)
     }
 
-    fn bound(&mut self, state: StateRef) -> Option<f32> {
-        self.rater
-            .listed(self.cluster, state, self.ask, Depth::Bound)
+    fn depth_full(&self) -> u8 {
+        self.rater.scorer.depth()
     }
 
-    fn exact(&mut self, state: StateRef) -> Option<f32> {
-        self.rater
-            .listed(self.cluster, state, self.ask, Depth::Exact)
+    fn score(&mut self, state: StateRef, depth: u8) -> Option<f32> {
+        self.rater.listed(self.cluster, state, self.ask, depth)
     }
 }
