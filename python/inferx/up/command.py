@@ -15,10 +15,12 @@ from pathlib import Path
 import click
 
 from inferx import config
-from inferx.domain.nodeconfig import RUNTIMES
 from inferx.errors import ConfigError
 from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
+
+# Of the configuration's runtimes, those that the node agent has.
+AVAILABLE_RUNTIMES = ("process",)
 
 
 @click.command()
@@ -39,7 +41,7 @@ from inferx.up.settings import SIMULATED_DEFAULT, Settings
 )
 @click.option(
     "--runtime",
-    type=click.Choice(RUNTIMES),
+    type=click.Choice(AVAILABLE_RUNTIMES),
     default="process",
     show_default=True,
     help="How workers are run.",
