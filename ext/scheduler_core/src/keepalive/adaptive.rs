@@ -25,6 +25,9 @@ pub struct Adaptive {
 }
 
 impl Adaptive {
+    /// Share of held GPU time that is busy in the default setting: four fifths, and a little to be safe.
+    pub const DEFAULT_BUSY_SHARE: f64 = 0.81;
+
     /// A policy without history. `resume_ms` is the time of a start from the host pool.
     #[must_use]
     pub fn new(goal: Goal, resume_ms: u64) -> Self {

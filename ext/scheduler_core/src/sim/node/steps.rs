@@ -20,7 +20,7 @@ impl Node<'_> {
             self.now_ms = time_ms;
             match event {
                 Event::Ready(worker) => self.ready(worker),
-                Event::Done(worker) => self.done(worker),
+                Event::Done(worker, number) => self.done(worker, number),
                 Event::Fetched => self.fetching = false,
                 Event::Deadline(worker, generation) => self.deadline(worker, generation),
                 Event::Prewarm(function) => self.prewarm(function),
@@ -44,26 +44,36 @@ impl Node<'_> {
         self.run.decisions.push((self.now_ms, decision));
     }
 
-    /// A call arrives: the worker that became idle last takes it, else it waits for a start.
+    /// A call arrives: a worker with a free slot takes it, else it waits for a start.
     pub(super) fn arrive(&mut self, number: usize) {
         let call = self.trace.calls[number];
         let ix = call.function.0 as usize;
         self.policy.arrived(self.now_ms, call.function, call.tenant);
-        if let Some(worker) = self.idle_workers(call.function).last().copied() {
+        let idle = self.idle_workers(call.function).last().copied();
+        if let Some(worker) = self.busy_with_slot(call.function).or(idle) {
             self.serve(worker, number);
         } else {
             self.waiting[ix].push_back(number);
-            let starting = self.count_starting(call.function);
             let blocked = self.blocked.iter().filter(|f| **f == call.function).count();
-            if starting + blocked < self.waiting[ix].len() {
+            let starting = self.starting(call.function);
+            let coming = (starting.len() + blocked) * self.config.parallel;
+            if coming < self.waiting[ix].len() {
                 self.tiers[number] = self.tier(call.function);
                 self.start_or_block(call.function);
             } else {
-                self.tiers[number] = StartTier::Host;
+                self.tiers[number] = starting.first().copied().unwrap_or(StartTier::Host);
             }
         }
         self.ask_again();
         self.fetch();
+    }
+
+    fn busy_with_slot(&self, function: FunctionIx) -> Option<usize> {
+        let free = |worker: &&usize| match self.workers[**worker].state {
+            State::Busy(calls, _) => calls < self.config.parallel,
+            _ => false,
+        };
+        self.live[function.0 as usize].iter().find(free).copied()
     }
 
     /// Idle workers of `function`, the one idle for the shortest time last.
@@ -79,21 +89,28 @@ impl Node<'_> {
         idle.into_iter().map(|(_, worker)| worker).collect()
     }
 
-    fn count_starting(&self, function: FunctionIx) -> usize {
-        let starting = |worker: &&usize| matches!(self.workers[**worker].state, State::Starting(_));
+    /// What the workers of `function` that are starting start from.
+    fn starting(&self, function: FunctionIx) -> Vec<StartTier> {
+        let tier = |worker: &usize| match self.workers[*worker].state {
+            State::Starting(tier) => Some(tier),
+            _ => None,
+        };
         self.live[function.0 as usize]
             .iter()
-            .filter(starting)
-            .count()
+            .filter_map(tier)
+            .collect()
     }
 
     fn serve(&mut self, worker: usize, number: usize) {
         let call = self.trace.calls[number];
         self.waits_ms[number] = self.now_ms - call.at_ms;
-        self.workers[worker].state = State::Busy(number);
-        self.workers[worker].busy_ms += call.exec_ms;
-        self.workers[worker].generation += 1;
-        self.at(self.now_ms + call.exec_ms, Event::Done(worker));
+        let worker_state = &mut self.workers[worker];
+        worker_state.state = match worker_state.state {
+            State::Busy(calls, since_ms) => State::Busy(calls + 1, since_ms),
+            _ => State::Busy(1, self.now_ms),
+        };
+        worker_state.generation += 1;
+        self.at(self.now_ms + call.exec_ms, Event::Done(worker, number));
     }
 
     fn tier(&self, function: FunctionIx) -> StartTier {
@@ -190,21 +207,41 @@ impl Node<'_> {
         self.free(worker);
     }
 
-    fn done(&mut self, worker: usize) {
-        if let State::Busy(number) = self.workers[worker].state {
-            let call = self.trace.calls[number];
-            self.policy
-                .completed(self.now_ms, call.function, call.tenant);
+    fn done(&mut self, worker: usize, number: usize) {
+        let call = self.trace.calls[number];
+        if let State::Busy(calls, since_ms) = self.workers[worker].state {
+            if calls > 1 {
+                self.workers[worker].state = State::Busy(calls - 1, since_ms);
+            } else {
+                self.workers[worker].busy_ms += self.now_ms - since_ms;
+                self.workers[worker].state = State::Idle {
+                    since_ms: self.now_ms,
+                };
+            }
         }
+        self.policy
+            .completed(self.now_ms, call.function, call.tenant);
         self.free(worker);
+        self.ask_again();
     }
 
-    /// A worker has nothing to do: the oldest waiting call takes it, else it idles until its deadline.
+    /// A worker has free slots: the oldest waiting calls take them, else it idles until its deadline.
     fn free(&mut self, worker: usize) {
         let function = self.workers[worker].function;
-        if let Some(number) = self.waiting[function.0 as usize].pop_front() {
+        let calls = |state: State| {
+            if let State::Busy(calls, _) = state {
+                calls
+            } else {
+                0
+            }
+        };
+        while calls(self.workers[worker].state) < self.config.parallel
+            && let Some(number) = self.waiting[function.0 as usize].pop_front()
+        {
             self.unblock(function);
             self.serve(worker, number);
+        }
+        if calls(self.workers[worker].state) > 0 {
             return;
         }
         self.workers[worker].state = State::Idle {
@@ -222,7 +259,8 @@ impl Node<'_> {
     fn unblock(&mut self, function: FunctionIx) {
         let needed = self.waiting[function.0 as usize].len();
         let blocked = self.blocked.iter().filter(|f| **f == function).count();
-        if self.count_starting(function) + blocked > needed
+        if (self.starting(function).len() + blocked) * self.config.parallel
+            >= needed + self.config.parallel
             && let Some(place) = self.blocked.iter().rposition(|f| *f == function)
         {
             self.blocked.remove(place);
@@ -263,7 +301,7 @@ impl Node<'_> {
                 self.workers[*worker].generation += 1;
                 self.ask_deadline(*worker);
             }
-            if idle.is_empty() && self.count_starting(function) == 0 {
+            if idle.is_empty() && self.starting(function).is_empty() {
                 self.plan_prewarm(function);
             }
         }
@@ -311,6 +349,7 @@ impl Node<'_> {
         self.live[function.0 as usize].retain(|other| *other != worker);
         self.live_count -= 1;
         self.held_ms += self.now_ms - born_ms;
+        self.busy_ms += busy_ms;
         self.policy
             .charged(self.now_ms, self.now_ms - born_ms, busy_ms);
         self.note(Decision::Park(function));
@@ -336,7 +375,7 @@ impl Node<'_> {
             return;
         }
         self.prewarm_ms[function.0 as usize] = None;
-        let spare = self.count_starting(function) + self.idle_workers(function).len();
+        let spare = self.starting(function).len() + self.idle_workers(function).len();
         let room = self.live_count < self.config.workers_max();
         if !self.open || spare > 0 || !room || self.tier(function) != StartTier::Host {
             return;
@@ -392,7 +431,7 @@ impl Node<'_> {
         self.waits_ms.sort_unstable();
         summary.wait_p95_s = quantile(&self.waits_ms, 0.95) as f64 / 1e3;
         summary.wait_p99_s = quantile(&self.waits_ms, 0.99) as f64 / 1e3;
-        summary.busy_s = self.trace.exec_ms() as f64 / 1e3;
+        summary.busy_s = self.busy_ms as f64 / 1e3;
         summary.held_s = self.held_ms as f64 / 1e3;
         summary.busy_over_held_pct = 100.0 * summary.busy_s / summary.held_s.max(f64::MIN_POSITIVE);
         self.run
