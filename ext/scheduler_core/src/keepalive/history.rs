@@ -23,6 +23,11 @@ struct Function {
     /// Calls, fading with `BASE_S`, as of `at_ms`.
     calls: f64,
     at_ms: u64,
+    /// Calls running, the integral of that number up to `run_ms`, and calls ended.
+    running: u32,
+    ran_ms: u64,
+    run_ms: u64,
+    ended: u32,
 }
 
 /// Facts about calls, and forecasts from them.
@@ -49,6 +54,8 @@ impl History {
         let state = &mut self.functions[at];
         state.calls = state.faded(now_ms) + 1.0;
         state.at_ms = now_ms;
+        state.run(now_ms);
+        state.running += 1;
         state.tenants.retain(|other| *other != tenant);
         if state.tenants.len() == TENANTS_MAX {
             state.tenants.remove(0);
@@ -58,7 +65,12 @@ impl History {
     }
 
     /// A call ended.
-    pub(crate) fn completed(&mut self, now_ms: u64, tenant: TenantIx) {
+    pub(crate) fn completed(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx) {
+        if let Some(state) = self.functions.get_mut(function.0 as usize) {
+            state.run(now_ms);
+            state.running = state.running.saturating_sub(1);
+            state.ended += 1;
+        }
         self.tenants.completed(now_ms, tenant);
     }
 
@@ -71,6 +83,14 @@ impl History {
         state.faded(now_ms) / (BASE_S * (1.0 - (-span_s / BASE_S).exp()))
     }
 
+    /// Mean time from arrival to end of a call of `function`, seconds (Little's law); 0 when none ended yet.
+    pub(crate) fn service_s(&self, function: FunctionIx) -> f32 {
+        let state = self.functions.get(function.0 as usize);
+        state.map_or(0.0, |state| {
+            state.ran_ms as f32 / 1e3 / state.ended.max(1) as f32
+        })
+    }
+
     /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now, if nothing else
     /// happens first: adds the integral of their rates over each `[edges_s[i], edges_s[i + 1])` to `out[i]`.
     pub(crate) fn sessions(
@@ -79,6 +99,7 @@ impl History {
         function: FunctionIx,
         edges_s: &[f32],
         out: &mut [f32],
+        squares: &mut [f32],
     ) {
         let Some(state) = self.functions.get(function.0 as usize) else {
             return;
@@ -95,7 +116,9 @@ impl History {
             let mut before = caller.curve.integral(age_s + edges_s[0]);
             for (place, edge_s) in edges_s[1..].iter().enumerate() {
                 let after = caller.curve.integral(age_s + edge_s);
-                out[place] += share * (after - before);
+                let expected = share * (after - before);
+                out[place] += expected;
+                squares[place] += expected * expected;
                 before = after;
             }
         }
@@ -137,6 +160,11 @@ impl History {
 }
 
 impl Function {
+    fn run(&mut self, now_ms: u64) {
+        self.ran_ms += u64::from(self.running) * (now_ms - self.run_ms);
+        self.run_ms = now_ms;
+    }
+
     fn faded(&self, now_ms: u64) -> f64 {
         self.calls * (-((now_ms - self.at_ms) as f64) / 1e3 / BASE_S).exp()
     }

@@ -2,6 +2,7 @@
 //! It must never show a policy anything but what has already happened, except the optimum, which is marked as such.
 
 mod caching;
+mod generator;
 mod node;
 mod pool;
 mod report;

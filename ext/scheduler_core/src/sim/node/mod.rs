@@ -13,6 +13,7 @@
 //! * Parking writes the state back: a function that left the pool while it ran is in the pool again when it is parked.
 //! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest first.
 
+mod parking;
 mod steps;
 
 use std::cmp::Reverse;

@@ -3,11 +3,10 @@
 
 use std::cmp::Reverse;
 
-use crate::keepalive::{FunctionIx, HostView, Tier};
+use crate::keepalive::{FunctionIx, Tier};
 
 use super::super::pool::Place;
-use super::super::report::quantile;
-use super::{Decision, Event, Node, NodeRun, StartTier, State, Worker};
+use super::{Decision, Event, Node, StartTier, State, Worker};
 
 impl Node<'_> {
     /// Handles everything before (`at_ms`, `rank`).
@@ -34,13 +33,13 @@ impl Node<'_> {
         }
     }
 
-    fn at(&mut self, time_ms: u64, event: Event) {
+    pub(super) fn at(&mut self, time_ms: u64, event: Event) {
         self.sequence += 1;
         self.events
             .push(Reverse((time_ms, event.rank(), self.sequence, event)));
     }
 
-    fn note(&mut self, decision: Decision) {
+    pub(super) fn note(&mut self, decision: Decision) {
         self.run.decisions.push((self.now_ms, decision));
     }
 
@@ -68,7 +67,7 @@ impl Node<'_> {
         self.fetch();
     }
 
-    fn busy_with_slot(&self, function: FunctionIx) -> Option<usize> {
+    pub(super) fn busy_with_slot(&self, function: FunctionIx) -> Option<usize> {
         let free = |worker: &&usize| match self.workers[**worker].state {
             State::Busy(calls, _) => calls < self.config.parallel,
             _ => false,
@@ -77,7 +76,7 @@ impl Node<'_> {
     }
 
     /// Idle workers of `function`, the one idle for the shortest time last.
-    fn idle_workers(&self, function: FunctionIx) -> Vec<usize> {
+    pub(super) fn idle_workers(&self, function: FunctionIx) -> Vec<usize> {
         let mut idle: Vec<(u64, usize)> = self.live[function.0 as usize]
             .iter()
             .filter_map(|worker| match self.workers[*worker].state {
@@ -90,7 +89,7 @@ impl Node<'_> {
     }
 
     /// What the workers of `function` that are starting start from.
-    fn starting(&self, function: FunctionIx) -> Vec<StartTier> {
+    pub(super) fn starting(&self, function: FunctionIx) -> Vec<StartTier> {
         let tier = |worker: &usize| match self.workers[*worker].state {
             State::Starting(tier) => Some(tier),
             _ => None,
@@ -101,7 +100,7 @@ impl Node<'_> {
             .collect()
     }
 
-    fn serve(&mut self, worker: usize, number: usize) {
+    pub(super) fn serve(&mut self, worker: usize, number: usize) {
         let call = self.trace.calls[number];
         self.waits_ms[number] = self.now_ms - call.at_ms;
         let worker_state = &mut self.workers[worker];
@@ -113,7 +112,7 @@ impl Node<'_> {
         self.at(self.now_ms + call.exec_ms, Event::Done(worker, number));
     }
 
-    fn tier(&self, function: FunctionIx) -> StartTier {
+    pub(super) fn tier(&self, function: FunctionIx) -> StartTier {
         match self.pool.place(self.now_ms, function) {
             Place::Never | Place::Creating(_) => StartTier::Cold,
             Place::File => StartTier::File,
@@ -123,7 +122,7 @@ impl Node<'_> {
     }
 
     /// Starts a worker; without room an idle worker of another function is parked, or the start waits.
-    fn start_or_block(&mut self, function: FunctionIx) {
+    pub(super) fn start_or_block(&mut self, function: FunctionIx) {
         if self.live_count < self.config.workers_max() || self.park_victim() {
             self.start(function);
         } else {
@@ -131,7 +130,7 @@ impl Node<'_> {
         }
     }
 
-    fn park_victim(&mut self) -> bool {
+    pub(super) fn park_victim(&mut self) -> bool {
         let with_idle = |function: &FunctionIx| !self.idle_workers(*function).is_empty();
         let candidates: Vec<FunctionIx> = (0..self.live.len() as u32)
             .map(FunctionIx)
@@ -146,7 +145,7 @@ impl Node<'_> {
         true
     }
 
-    fn start(&mut self, function: FunctionIx) {
+    pub(super) fn start(&mut self, function: FunctionIx) {
         let (config, now_ms) = (self.config, self.now_ms);
         let tier = self.tier(function);
         let cost_ms = match self.pool.place(now_ms, function) {
@@ -181,7 +180,7 @@ impl Node<'_> {
     }
 
     /// Puts `function` into the host pool, throwing another one out when it is full.
-    fn admit(&mut self, function: FunctionIx, whole_ms: u64) {
+    pub(super) fn admit(&mut self, function: FunctionIx, whole_ms: u64) {
         if self.pool.holds(function) || self.pool.capacity() == 0 {
             return;
         }
@@ -193,12 +192,12 @@ impl Node<'_> {
         self.pool.insert(function, whole_ms);
     }
 
-    fn evict(&mut self, function: FunctionIx) {
+    pub(super) fn evict(&mut self, function: FunctionIx) {
         self.pool.evict(function);
         self.note(Decision::Evict(function));
     }
 
-    fn ready(&mut self, worker: usize) {
+    pub(super) fn ready(&mut self, worker: usize) {
         let function = self.workers[worker].function;
         if self.workers[worker].state == State::Starting(StartTier::Cold) {
             self.pool.written(function);
@@ -207,7 +206,7 @@ impl Node<'_> {
         self.free(worker);
     }
 
-    fn done(&mut self, worker: usize, number: usize) {
+    pub(super) fn done(&mut self, worker: usize, number: usize) {
         let call = self.trace.calls[number];
         if let State::Busy(calls, since_ms) = self.workers[worker].state {
             if calls > 1 {
@@ -226,7 +225,7 @@ impl Node<'_> {
     }
 
     /// A worker has free slots: the oldest waiting calls take them, else it idles until its deadline.
-    fn free(&mut self, worker: usize) {
+    pub(super) fn free(&mut self, worker: usize) {
         let function = self.workers[worker].function;
         let calls = |state: State| {
             if let State::Busy(calls, _) = state {
@@ -256,7 +255,7 @@ impl Node<'_> {
     }
 
     /// A call that waited for room was served by another worker: its start is needed no more.
-    fn unblock(&mut self, function: FunctionIx) {
+    pub(super) fn unblock(&mut self, function: FunctionIx) {
         let needed = self.waiting[function.0 as usize].len();
         let blocked = self.blocked.iter().filter(|f| **f == function).count();
         if (self.starting(function).len() + blocked) * self.config.parallel
@@ -265,175 +264,5 @@ impl Node<'_> {
         {
             self.blocked.remove(place);
         }
-    }
-
-    /// Asks until when an idle worker stays. The event comes even when that is now: a call may come first.
-    fn ask_deadline(&mut self, worker: usize) {
-        let Worker {
-            function,
-            state,
-            generation,
-            ..
-        } = self.workers[worker];
-        let State::Idle { since_ms } = state else {
-            return;
-        };
-        let others = self.idle_workers(function);
-        let before = others
-            .iter()
-            .rev()
-            .take_while(|other| **other != worker)
-            .count();
-        let until_ms = self
-            .policy
-            .keep_until(self.now_ms, function, since_ms, before);
-        self.at(
-            until_ms.max(self.now_ms),
-            Event::Deadline(worker, generation),
-        );
-    }
-
-    /// Asks again about the functions whose forecast changed.
-    fn ask_again(&mut self) {
-        for function in self.policy.changed() {
-            let idle = self.idle_workers(function);
-            for worker in &idle {
-                self.workers[*worker].generation += 1;
-                self.ask_deadline(*worker);
-            }
-            if idle.is_empty() && self.starting(function).is_empty() {
-                self.plan_prewarm(function);
-            }
-        }
-    }
-
-    fn deadline(&mut self, worker: usize, generation: u64) {
-        let Worker {
-            function,
-            state,
-            generation: current,
-            ..
-        } = self.workers[worker];
-        let State::Idle { since_ms } = state else {
-            return;
-        };
-        if generation != current {
-            return;
-        }
-        let others = self.idle_workers(function);
-        let before = others
-            .iter()
-            .rev()
-            .take_while(|other| **other != worker)
-            .count();
-        let until_ms = self
-            .policy
-            .keep_until(self.now_ms, function, since_ms, before);
-        if self.open && until_ms > self.now_ms {
-            self.at(until_ms, Event::Deadline(worker, generation));
-        } else {
-            self.leave(worker);
-            self.plan_prewarm(function);
-        }
-    }
-
-    /// Parks a worker and lets the oldest blocked start have its room.
-    fn leave(&mut self, worker: usize) {
-        let Worker {
-            function,
-            born_ms,
-            busy_ms,
-            ..
-        } = self.workers[worker];
-        self.workers[worker].state = State::Gone;
-        self.live[function.0 as usize].retain(|other| *other != worker);
-        self.live_count -= 1;
-        self.held_ms += self.now_ms - born_ms;
-        self.busy_ms += busy_ms;
-        self.policy
-            .charged(self.now_ms, self.now_ms - born_ms, busy_ms);
-        self.note(Decision::Park(function));
-        self.admit(function, self.now_ms);
-        if let Some(next) = self.blocked.pop_front() {
-            self.start(next);
-        }
-    }
-
-    fn plan_prewarm(&mut self, function: FunctionIx) {
-        let asked = self.policy.prewarm_at(self.now_ms, function);
-        let at_ms = asked.map(|at_ms| at_ms.max(self.now_ms));
-        if self.open && at_ms != self.prewarm_ms[function.0 as usize] {
-            self.prewarm_ms[function.0 as usize] = at_ms;
-            if let Some(at_ms) = at_ms {
-                self.at(at_ms, Event::Prewarm(function));
-            }
-        }
-    }
-
-    fn prewarm(&mut self, function: FunctionIx) {
-        if self.prewarm_ms[function.0 as usize] != Some(self.now_ms) {
-            return;
-        }
-        self.prewarm_ms[function.0 as usize] = None;
-        let spare = self.starting(function).len() + self.idle_workers(function).len();
-        let room = self.live_count < self.config.workers_max();
-        if !self.open || spare > 0 || !room || self.tier(function) != StartTier::Host {
-            return;
-        }
-        match self.policy.prewarm_at(self.now_ms, function) {
-            Some(at_ms) if at_ms <= self.now_ms => {
-                self.note(Decision::Prewarm(function));
-                self.run.summary.prewarms += 1;
-                self.start(function);
-            }
-            _ => self.plan_prewarm(function),
-        }
-    }
-
-    /// Lets the idle disk read ahead of need.
-    fn fetch(&mut self) {
-        if self.fetching || !self.open {
-            return;
-        }
-        let view = HostView {
-            resident: self.pool.resident(),
-            on_file: self.pool.on_file(),
-            capacity: self.pool.capacity(),
-        };
-        let Some(plan) = self.policy.fetch(self.now_ms, view) else {
-            return;
-        };
-        if let Some(out) = plan.evict {
-            self.evict(out);
-        }
-        let read_ms = self.config.file_start_ms - self.config.host_start_ms;
-        self.pool.insert(plan.load, self.now_ms + read_ms);
-        self.note(Decision::Fetch(plan.load));
-        self.run.summary.fetches += 1;
-        self.fetching = true;
-        self.at(self.now_ms + read_ms, Event::Fetched);
-    }
-
-    pub(super) fn finish(mut self) -> NodeRun {
-        let calls = self.trace.calls.len();
-        let share = |tier: StartTier| {
-            let count = self.tiers.iter().filter(|other| **other == tier).count();
-            100.0 * count as f64 / calls.max(1) as f64
-        };
-        let summary = &mut self.run.summary;
-        summary.calls = calls;
-        summary.cold_pct = share(StartTier::Cold);
-        summary.file_pct = share(StartTier::File);
-        summary.host_pct = share(StartTier::Host);
-        summary.warm_pct = share(StartTier::Warm);
-        let total_ms: u64 = self.waits_ms.iter().sum();
-        summary.wait_mean_s = total_ms as f64 / 1e3 / calls.max(1) as f64;
-        self.waits_ms.sort_unstable();
-        summary.wait_p95_s = quantile(&self.waits_ms, 0.95) as f64 / 1e3;
-        summary.wait_p99_s = quantile(&self.waits_ms, 0.99) as f64 / 1e3;
-        summary.busy_s = self.busy_ms as f64 / 1e3;
-        summary.held_s = self.held_ms as f64 / 1e3;
-        summary.busy_over_held_pct = 100.0 * summary.busy_s / summary.held_s.max(f64::MIN_POSITIVE);
-        self.run
     }
 }
