@@ -44,10 +44,6 @@ impl Adaptive {
     /// The plan for the worker that is used when `idle_before` others are taken.
     fn plan(&self, now_ms: u64, function: FunctionIx, idle_before: usize) -> super::plan::Plan {
         let (mut calls, mut squares) = ([0.0; STEPS], [0.0; STEPS]);
-        let base = self.history.base_rate(now_ms, function) as f32;
-        for (step, expected) in calls.iter_mut().enumerate() {
-            *expected = base * (self.edges_s[step + 1] - self.edges_s[step]);
-        }
         self.history
             .sessions(now_ms, function, &self.edges_s, &mut calls, &mut squares);
         if idle_before > 0 {

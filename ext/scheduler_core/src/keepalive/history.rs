@@ -1,6 +1,7 @@
 //! What is expected of each function: its tenants' sessions on top of a base rate.
 //! It must never name a number that depends on facts not yet told.
 
+use super::hazard::{Away, Counts, Curve, bin_of, low_s};
 use super::tenants::Tenants;
 use super::{FunctionIx, TenantIx};
 
@@ -28,6 +29,10 @@ struct Function {
     ran_ms: u64,
     run_ms: u64,
     ended: u32,
+    /// Newcomers by the time since the last call of anybody, and the rates as of that call.
+    newcomers: Counts,
+    curve: Option<Curve>,
+    generation: u64,
 }
 
 /// Facts about calls, and forecasts from them.
@@ -35,6 +40,8 @@ struct Function {
 pub(crate) struct History {
     tenants: Tenants,
     functions: Vec<Function>,
+    newcomers: Counts,
+    away: Away<FunctionIx>,
     begin_ms: Option<u64>,
 }
 
@@ -51,7 +58,27 @@ impl History {
         if at >= self.functions.len() {
             self.functions.resize(at + 1, Function::default());
         }
+        self.advance(now_ms);
+        let known = self.functions[at].tenants.contains(&tenant)
+            && self.tenants.get(tenant).is_some_and(|caller| {
+                caller.running > 0
+                    || ((now_ms.saturating_sub(caller.away_since_ms)) as f32) < SESSION_S * 1e3
+            });
         let state = &mut self.functions[at];
+        let crowd = &mut self.newcomers;
+        if state.generation > 0 {
+            let age_s = (now_ms - state.at_ms) as f32 / 1e3;
+            let bin = bin_of(age_s);
+            for counts in [&mut *crowd, &mut state.newcomers] {
+                counts.expose(bin, age_s - low_s(bin));
+                if !known {
+                    counts.event(bin);
+                }
+            }
+        }
+        state.generation += 1;
+        state.curve = Some(Curve::new(state.newcomers.rates_within(&crowd.rates())));
+        self.away.leave(now_ms, function, state.generation);
         state.calls = state.faded(now_ms) + 1.0;
         state.at_ms = now_ms;
         state.run(now_ms);
@@ -62,6 +89,24 @@ impl History {
         }
         state.tenants.push(tenant);
         self.tenants.arrived(now_ms, function, tenant)
+    }
+
+    fn advance(&mut self, now_ms: u64) {
+        let Self {
+            functions,
+            newcomers,
+            away,
+            ..
+        } = self;
+        away.advance(now_ms, |function, generation, bin, seconds| {
+            let state = &mut functions[function.0 as usize];
+            if state.generation != generation {
+                return false;
+            }
+            newcomers.expose(bin, seconds);
+            state.newcomers.expose(bin, seconds);
+            true
+        });
     }
 
     /// A call ended.
@@ -104,6 +149,15 @@ impl History {
         let Some(state) = self.functions.get(function.0 as usize) else {
             return;
         };
+        if let Some(curve) = &state.curve {
+            let age_s = (now_ms - state.at_ms) as f32 / 1e3;
+            let mut before = curve.integral(age_s + edges_s[0]);
+            for (place, edge_s) in edges_s[1..].iter().enumerate() {
+                let after = curve.integral(age_s + edge_s);
+                out[place] += after - before;
+                before = after;
+            }
+        }
         for tenant in state.tenants.iter().rev() {
             let Some(caller) = self.tenants.get(*tenant) else {
                 continue;
