@@ -27,6 +27,9 @@ pub struct Adaptive {
 }
 
 impl Adaptive {
+    /// Share of held GPU time that is busy in the default setting: four fifths, and a little to be safe.
+    pub const DEFAULT_BUSY_SHARE: f64 = 0.81;
+
     /// A policy without history. `resume_ms` is the time of a start from the host pool.
     #[must_use]
     pub fn new(goal: Goal, resume_ms: u64) -> Self {
@@ -40,14 +43,20 @@ impl Adaptive {
         }
     }
 
-    fn plan(&self, now_ms: u64, function: FunctionIx) -> super::plan::Plan {
-        let mut calls = [0.0; STEPS];
-        let base = self.history.base_rate(now_ms, function) as f32;
-        for (step, expected) in calls.iter_mut().enumerate() {
-            *expected = base * (self.edges_s[step + 1] - self.edges_s[step]);
-        }
+    /// The plan for the worker that is used when `idle_before` others are taken.
+    fn plan(&self, now_ms: u64, function: FunctionIx, idle_before: usize) -> super::plan::Plan {
+        let (mut calls, mut squares) = ([0.0; STEPS], [0.0; STEPS]);
         self.history
-            .sessions(now_ms, function, &self.edges_s, &mut calls);
+            .sessions(now_ms, function, &self.edges_s, &mut calls, &mut squares);
+        if idle_before > 0 {
+            // A spare is used when somebody else calls while the first call runs; a tenant does not overtake itself.
+            let service_s = self.history.service_s(function);
+            for (step, expected) in calls.iter_mut().enumerate() {
+                let width_s = self.edges_s[step + 1] - self.edges_s[step];
+                let others = (*expected - squares[step] / expected.max(1e-9)) / width_s;
+                *expected *= (1.0 - (-others * service_s).exp()).powi(idle_before as i32);
+            }
+        }
         plan(&self.edges_s, &calls, self.resume_s, self.price.now())
     }
 }
@@ -64,7 +73,7 @@ impl Policy for Adaptive {
     }
 
     fn completed(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx) {
-        self.history.completed(now_ms, tenant);
+        self.history.completed(now_ms, function, tenant);
         self.changed.push(function);
     }
 
@@ -90,14 +99,11 @@ impl Policy for Adaptive {
         _since: u64,
         idle_before: usize,
     ) -> u64 {
-        if idle_before > 0 {
-            return now_ms;
-        }
-        now_ms + (self.plan(now_ms, function).keep_s * 1e3) as u64
+        now_ms + (self.plan(now_ms, function, idle_before).keep_s * 1e3) as u64
     }
 
     fn prewarm_at(&mut self, now_ms: u64, function: FunctionIx) -> Option<u64> {
-        let at_s = self.plan(now_ms, function).prewarm_s?;
+        let at_s = self.plan(now_ms, function, 0).prewarm_s?;
         Some(now_ms + (at_s * 1e3) as u64)
     }
 

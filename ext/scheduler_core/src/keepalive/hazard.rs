@@ -6,6 +6,7 @@
 //! pseudo-events (the posterior mean of a gamma-Poisson model), so a tenant seen once behaves like
 //! the crowd and a regular one like itself.
 
+use std::collections::VecDeque;
 use std::f32::consts::SQRT_2;
 
 /// Age bins: `[0, 1)` s, then half octaves up to about two days; the last one is open.
@@ -85,6 +86,49 @@ impl Counts {
         std::array::from_fn(|bin| {
             (self.events[bin] + STRENGTH) / (self.exposure_s[bin] + STRENGTH / parent[bin])
         })
+    }
+}
+
+/// Who is away, by age bin. All stay equally long in a bin, so in each queue the front leaves first.
+#[derive(Clone, Debug)]
+pub(crate) struct Away<Id> {
+    queues: Vec<VecDeque<(u64, Id, u64)>>,
+}
+
+impl<Id: Copy> Default for Away<Id> {
+    fn default() -> Self {
+        Self {
+            queues: vec![VecDeque::new(); BINS],
+        }
+    }
+}
+
+impl<Id: Copy> Away<Id> {
+    /// `id` goes away. What it does next is to make `generation` void.
+    pub(crate) fn leave(&mut self, now_ms: u64, id: Id, generation: u64) {
+        self.queues[0].push_back((now_ms, id, generation));
+    }
+
+    /// Tells `passed` of every bin that somebody has been away for in full (id, generation, bin, seconds); those it
+    /// does not know any more in that generation are dropped.
+    pub(crate) fn advance(
+        &mut self,
+        now_ms: u64,
+        mut passed: impl FnMut(Id, u64, usize, f32) -> bool,
+    ) {
+        for bin in 0..BINS - 1 {
+            let width_s = high_s(bin) - low_s(bin);
+            let width_ms = (f64::from(width_s) * 1e3) as u64;
+            while let Some((entered_ms, id, generation)) = self.queues[bin].front().copied() {
+                if entered_ms + width_ms > now_ms {
+                    break;
+                }
+                self.queues[bin].pop_front();
+                if passed(id, generation, bin, width_s) {
+                    self.queues[bin + 1].push_back((entered_ms + width_ms, id, generation));
+                }
+            }
+        }
     }
 }
 

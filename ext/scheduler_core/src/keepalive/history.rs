@@ -1,6 +1,7 @@
 //! What is expected of each function: its tenants' sessions on top of a base rate.
 //! It must never name a number that depends on facts not yet told.
 
+use super::hazard::{Away, Counts, Curve, bin_of, low_s};
 use super::tenants::Tenants;
 use super::{FunctionIx, TenantIx};
 
@@ -24,6 +25,15 @@ struct Function {
     /// Calls, fading with `BASE_S`, as of `at_ms`.
     calls: f64,
     at_ms: u64,
+    /// Calls running, the integral of that number up to `run_ms`, and calls ended.
+    running: u32,
+    ran_ms: u64,
+    run_ms: u64,
+    ended: u32,
+    /// Newcomers by the time since the last call of anybody, and the rates as of that call.
+    newcomers: Counts,
+    curve: Option<Curve>,
+    generation: u64,
 }
 
 /// Facts about calls, and forecasts from them.
@@ -31,6 +41,8 @@ struct Function {
 pub(crate) struct History {
     tenants: Tenants,
     functions: Vec<Function>,
+    newcomers: Counts,
+    away: Away<FunctionIx>,
     begin_ms: Option<u64>,
 }
 
@@ -47,9 +59,31 @@ impl History {
         if at >= self.functions.len() {
             self.functions.resize(at + 1, Function::default());
         }
+        self.advance(now_ms);
+        let known = self.functions[at].tenants.contains(&tenant)
+            && self.tenants.get(tenant).is_some_and(|caller| {
+                caller.running > 0
+                    || ((now_ms.saturating_sub(caller.away_since_ms)) as f32) < SESSION_S * 1e3
+            });
         let state = &mut self.functions[at];
+        let crowd = &mut self.newcomers;
+        if state.generation > 0 {
+            let age_s = (now_ms - state.at_ms) as f32 / 1e3;
+            let bin = bin_of(age_s);
+            for counts in [&mut *crowd, &mut state.newcomers] {
+                counts.expose(bin, age_s - low_s(bin));
+                if !known {
+                    counts.event(bin);
+                }
+            }
+        }
+        state.generation += 1;
+        state.curve = Some(Curve::new(state.newcomers.rates_within(&crowd.rates())));
+        self.away.leave(now_ms, function, state.generation);
         state.calls = state.faded(now_ms) + 1.0;
         state.at_ms = now_ms;
+        state.run(now_ms);
+        state.running += 1;
         state.tenants.retain(|other| *other != tenant);
         if state.tenants.len() == TENANTS_MAX {
             state.tenants.remove(0);
@@ -58,8 +92,31 @@ impl History {
         self.tenants.arrived(now_ms, function, tenant)
     }
 
+    fn advance(&mut self, now_ms: u64) {
+        let Self {
+            functions,
+            newcomers,
+            away,
+            ..
+        } = self;
+        away.advance(now_ms, |function, generation, bin, seconds| {
+            let state = &mut functions[function.0 as usize];
+            if state.generation != generation {
+                return false;
+            }
+            newcomers.expose(bin, seconds);
+            state.newcomers.expose(bin, seconds);
+            true
+        });
+    }
+
     /// A call ended.
-    pub(crate) fn completed(&mut self, now_ms: u64, tenant: TenantIx) {
+    pub(crate) fn completed(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx) {
+        if let Some(state) = self.functions.get_mut(function.0 as usize) {
+            state.run(now_ms);
+            state.running = state.running.saturating_sub(1);
+            state.ended += 1;
+        }
         self.tenants.completed(now_ms, tenant);
     }
 
@@ -72,19 +129,36 @@ impl History {
         state.faded(now_ms) / (BASE_S * (1.0 - (-span_s / BASE_S).exp()))
     }
 
-    /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now,
-    /// if nothing else happens first: adds the integral of their rates over each `[edges_s[i],
-    /// edges_s[i + 1])` to `out[i]`.
+    /// Mean time from arrival to end of a call of `function`, seconds (Little's law); 0 when none ended yet.
+    pub(crate) fn service_s(&self, function: FunctionIx) -> f32 {
+        let state = self.functions.get(function.0 as usize);
+        state.map_or(0.0, |state| {
+            state.ran_ms as f32 / 1e3 / state.ended.max(1) as f32
+        })
+    }
+
+    /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now, if nothing else
+    /// happens first: adds the integral of their rates over each `[edges_s[i], edges_s[i + 1])` to `out[i]`.
     pub(crate) fn sessions(
         &self,
         now_ms: u64,
         function: FunctionIx,
         edges_s: &[f32],
         out: &mut [f32],
+        squares: &mut [f32],
     ) {
         let Some(state) = self.functions.get(function.0 as usize) else {
             return;
         };
+        if let Some(curve) = &state.curve {
+            let age_s = (now_ms - state.at_ms) as f32 / 1e3;
+            let mut before = curve.integral(age_s + edges_s[0]);
+            for (place, edge_s) in edges_s[1..].iter().enumerate() {
+                let after = curve.integral(age_s + edge_s);
+                out[place] += after - before;
+                before = after;
+            }
+        }
         for tenant in state.tenants.iter().rev() {
             let Some(caller) = self.tenants.get(*tenant) else {
                 continue;
@@ -97,7 +171,9 @@ impl History {
             let mut before = caller.curve.integral(age_s + edges_s[0]);
             for (place, edge_s) in edges_s[1..].iter().enumerate() {
                 let after = caller.curve.integral(age_s + edge_s);
-                out[place] += share * (after - before);
+                let expected = share * (after - before);
+                out[place] += expected;
+                squares[place] += expected * expected;
                 before = after;
             }
         }
@@ -140,6 +216,11 @@ impl History {
 }
 
 impl Function {
+    fn run(&mut self, now_ms: u64) {
+        self.ran_ms += u64::from(self.running) * (now_ms - self.run_ms);
+        self.run_ms = now_ms;
+    }
+
     fn faded(&self, now_ms: u64) -> f64 {
         self.calls * (-((now_ms - self.at_ms) as f64) / 1e3 / BASE_S).exp()
     }

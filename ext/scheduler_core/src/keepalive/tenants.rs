@@ -1,9 +1,7 @@
 //! What each tenant did last and how it usually comes back: the sessions behind the calls.
 //! It must never look at a call before it arrived nor at an end before it happened.
 
-use std::collections::VecDeque;
-
-use super::hazard::{BINS, Counts, Curve, bin_of, high_s, low_s};
+use super::hazard::{Away, BINS, Counts, Curve, bin_of, low_s};
 use super::{FunctionIx, TenantIx};
 
 /// Contexts of a return: how long the tenant stayed away before its last call, from quick to first
@@ -41,8 +39,7 @@ pub(crate) struct Tenants {
     all: Vec<Option<Tenant>>,
     crowd: Counts,
     contexts: [Counts; CONTEXTS],
-    /// Per bin, who entered it when; all stay equally long, so the front leaves first.
-    waiting: Vec<VecDeque<(u64, TenantIx, u64)>>,
+    away: Away<TenantIx>,
     returns: [f32; BINS],
     same: [f32; BINS],
 }
@@ -53,7 +50,7 @@ impl Default for Tenants {
             all: Vec::new(),
             crowd: Counts::default(),
             contexts: std::array::from_fn(|_| Counts::default()),
-            waiting: vec![VecDeque::new(); BINS],
+            away: Away::default(),
             returns: [0.0; BINS],
             same: [0.0; BINS],
         }
@@ -72,26 +69,23 @@ impl Tenants {
 
     /// Moves tenants that stayed away into later bins, counting the time as exposure.
     pub(crate) fn advance(&mut self, now_ms: u64) {
-        for bin in 0..BINS - 1 {
-            let width_s = high_s(bin) - low_s(bin);
-            let width_ms = (f64::from(width_s) * 1e3) as u64;
-            while let Some((entered_ms, tenant, generation)) = self.waiting[bin].front().copied() {
-                if entered_ms + width_ms > now_ms {
-                    break;
-                }
-                self.waiting[bin].pop_front();
-                let Some(Some(state)) = self.all.get_mut(tenant.0 as usize) else {
-                    continue;
-                };
-                if state.generation != generation {
-                    continue;
-                }
-                self.crowd.expose(bin, width_s);
-                self.contexts[state.context].expose(bin, width_s);
-                state.counts.expose(bin, width_s);
-                self.waiting[bin + 1].push_back((entered_ms + width_ms, tenant, generation));
-            }
-        }
+        let Self {
+            all,
+            crowd,
+            contexts,
+            away,
+            ..
+        } = self;
+        away.advance(now_ms, |tenant, generation, bin, seconds| {
+            let known = all.get_mut(tenant.0 as usize).and_then(Option::as_mut);
+            let Some(state) = known.filter(|state| state.generation == generation) else {
+                return false;
+            };
+            crowd.expose(bin, seconds);
+            contexts[state.context].expose(bin, seconds);
+            state.counts.expose(bin, seconds);
+            true
+        });
     }
 
     /// A call arrived. Returns the function that the tenant called before, if any.
@@ -167,7 +161,7 @@ impl Tenants {
             let crowd = self.crowd.rates();
             let context = self.contexts[state.context].rates_within(&crowd);
             state.curve = Curve::new(state.counts.rates_within(&context));
-            self.waiting[0].push_back((now_ms, tenant, state.generation));
+            self.away.leave(now_ms, tenant, state.generation);
         }
     }
 

@@ -3,6 +3,7 @@
 //! optimum, which is marked as such.
 
 mod caching;
+mod generator;
 mod node;
 mod pool;
 mod report;

@@ -128,9 +128,17 @@ impl Trace {
         }
     }
 
-    /// Total time of execution, milliseconds.
+    /// The calls that arrive on days `from..to`, counted from 0; times and functions stay as they are.
     #[must_use]
-    pub fn exec_ms(&self) -> u64 {
-        self.calls.iter().map(|call| call.exec_ms).sum()
+    pub fn days(&self, from: u64, to: u64) -> Self {
+        let day = |call: &Call| call.at_ms / 86_400_000;
+        let calls = self
+            .calls
+            .iter()
+            .filter(|call| (from..to).contains(&day(call)));
+        Self {
+            calls: calls.copied().collect(),
+            functions: self.functions,
+        }
     }
 }

@@ -3,20 +3,18 @@
 //! happened.
 //!
 //! Rules, chosen so that fixed keep-alives on unlimited GPUs give the published reference figures:
-//! * A worker runs one call at a time. A call that finds no idle worker of its function asks for
-//!   one more worker, and takes whichever worker of the function is free first: the new one or one
-//!   that finishes.
-//! * A start takes GPU memory from its first moment. Held time is start + execution + idle; busy
-//!   time is execution.
-//! * A start costs `host_start_ms` when the snapshot is in the host pool, `file_start_ms` from file
-//!   (which also brings it into the pool), `cold_start_ms` when the function never ran. A second
-//!   start during the first one waits for that snapshot if this is sooner; a start during a read
-//!   from file waits for the rest of the read.
-//! * Parking writes the state back: a function that left the pool while it ran is in the pool again
-//!   when it is parked.
-//! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest
-//!   first.
+//! * A worker runs `parallel` calls at once, in the default scenario one. A call that finds no free slot on a worker of
+//!   its function asks for one more worker, unless one is starting with a slot to spare, and takes whichever slot of
+//!   the function is free first: a new one or one that a call leaves. Calls do not slow each other down.
+//! * A start takes GPU memory from its first moment. Held time is start + execution + idle; busy time is
+//!   time with at least one call executing.
+//! * A start costs `host_start_ms` when the snapshot is in the host pool, `file_start_ms` from file (which also brings
+//!   it into the pool), `cold_start_ms` when the function never ran. A second start during the first one waits for that
+//!   snapshot if this is sooner; a start during a read from file waits for the rest of the read.
+//! * Parking writes the state back: a function that left the pool while it ran is in the pool again when it is parked.
+//! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest first.
 
+mod parking;
 mod steps;
 
 use std::cmp::Reverse;
@@ -45,6 +43,8 @@ pub struct NodeConfig {
     pub file_start_ms: u64,
     /// First start of a function ever, ms.
     pub cold_start_ms: u64,
+    /// Calls that a worker executes at once.
+    pub parallel: usize,
 }
 
 impl NodeConfig {
@@ -60,6 +60,7 @@ impl NodeConfig {
             host_start_ms: 1_000,
             file_start_ms: 6_000,
             cold_start_ms: 22_700,
+            parallel: 1,
         }
     }
 
@@ -121,8 +122,11 @@ pub struct NodeRun {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Starting(StartTier),
-    Busy(usize),
-    Idle { since_ms: u64 },
+    /// Executing that many calls, the first of them since the given time.
+    Busy(usize, u64),
+    Idle {
+        since_ms: u64,
+    },
     Gone,
 }
 
@@ -139,7 +143,7 @@ struct Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Ready(usize),
-    Done(usize),
+    Done(usize, usize),
     Fetched,
     Deadline(usize, u64),
     Prewarm(FunctionIx),
@@ -149,7 +153,7 @@ impl Event {
     /// Ends before arrivals before deadlines, when they fall on the same millisecond.
     fn rank(self) -> u8 {
         match self {
-            Self::Ready(_) | Self::Done(_) | Self::Fetched => 0,
+            Self::Ready(_) | Self::Done(..) | Self::Fetched => 0,
             Self::Deadline(..) | Self::Prewarm(_) => 2,
         }
     }
@@ -174,6 +178,7 @@ struct Node<'a> {
     waits_ms: Vec<u64>,
     tiers: Vec<StartTier>,
     held_ms: u64,
+    busy_ms: u64,
     run: NodeRun,
 }
 
@@ -201,6 +206,7 @@ pub fn simulate(config: &NodeConfig, trace: &Trace, policy: &mut dyn Policy) -> 
         waits_ms: vec![0; trace.calls.len()],
         tiers: vec![StartTier::Warm; trace.calls.len()],
         held_ms: 0,
+        busy_ms: 0,
         run: NodeRun::default(),
     };
     for number in 0..trace.calls.len() {

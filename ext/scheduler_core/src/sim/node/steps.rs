@@ -3,11 +3,10 @@
 
 use std::cmp::Reverse;
 
-use crate::keepalive::{FunctionIx, HostView, Tier};
+use crate::keepalive::{FunctionIx, Tier};
 
 use super::super::pool::Place;
-use super::super::report::quantile;
-use super::{Decision, Event, Node, NodeRun, StartTier, State, Worker};
+use super::{Decision, Event, Node, StartTier, State, Worker};
 
 impl Node<'_> {
     /// Handles everything before (`at_ms`, `rank`).
@@ -20,7 +19,7 @@ impl Node<'_> {
             self.now_ms = time_ms;
             match event {
                 Event::Ready(worker) => self.ready(worker),
-                Event::Done(worker) => self.done(worker),
+                Event::Done(worker, number) => self.done(worker, number),
                 Event::Fetched => self.fetching = false,
                 Event::Deadline(worker, generation) => self.deadline(worker, generation),
                 Event::Prewarm(function) => self.prewarm(function),
@@ -34,40 +33,50 @@ impl Node<'_> {
         }
     }
 
-    fn at(&mut self, time_ms: u64, event: Event) {
+    pub(super) fn at(&mut self, time_ms: u64, event: Event) {
         self.sequence += 1;
         self.events
             .push(Reverse((time_ms, event.rank(), self.sequence, event)));
     }
 
-    fn note(&mut self, decision: Decision) {
+    pub(super) fn note(&mut self, decision: Decision) {
         self.run.decisions.push((self.now_ms, decision));
     }
 
-    /// A call arrives: the worker that became idle last takes it, else it waits for a start.
+    /// A call arrives: a worker with a free slot takes it, else it waits for a start.
     pub(super) fn arrive(&mut self, number: usize) {
         let call = self.trace.calls[number];
         let ix = call.function.0 as usize;
         self.policy.arrived(self.now_ms, call.function, call.tenant);
-        if let Some(worker) = self.idle_workers(call.function).last().copied() {
+        let idle = self.idle_workers(call.function).last().copied();
+        if let Some(worker) = self.busy_with_slot(call.function).or(idle) {
             self.serve(worker, number);
         } else {
             self.waiting[ix].push_back(number);
-            let starting = self.count_starting(call.function);
             let blocked = self.blocked.iter().filter(|f| **f == call.function).count();
-            if starting + blocked < self.waiting[ix].len() {
+            let starting = self.starting(call.function);
+            let coming = (starting.len() + blocked) * self.config.parallel;
+            if coming < self.waiting[ix].len() {
                 self.tiers[number] = self.tier(call.function);
                 self.start_or_block(call.function);
             } else {
-                self.tiers[number] = StartTier::Host;
+                self.tiers[number] = starting.first().copied().unwrap_or(StartTier::Host);
             }
         }
         self.ask_again();
         self.fetch();
     }
 
+    pub(super) fn busy_with_slot(&self, function: FunctionIx) -> Option<usize> {
+        let free = |worker: &&usize| match self.workers[**worker].state {
+            State::Busy(calls, _) => calls < self.config.parallel,
+            _ => false,
+        };
+        self.live[function.0 as usize].iter().find(free).copied()
+    }
+
     /// Idle workers of `function`, the one idle for the shortest time last.
-    fn idle_workers(&self, function: FunctionIx) -> Vec<usize> {
+    pub(super) fn idle_workers(&self, function: FunctionIx) -> Vec<usize> {
         let mut idle: Vec<(u64, usize)> = self.live[function.0 as usize]
             .iter()
             .filter_map(|worker| match self.workers[*worker].state {
@@ -79,24 +88,31 @@ impl Node<'_> {
         idle.into_iter().map(|(_, worker)| worker).collect()
     }
 
-    fn count_starting(&self, function: FunctionIx) -> usize {
-        let starting = |worker: &&usize| matches!(self.workers[**worker].state, State::Starting(_));
+    /// What the workers of `function` that are starting start from.
+    pub(super) fn starting(&self, function: FunctionIx) -> Vec<StartTier> {
+        let tier = |worker: &usize| match self.workers[*worker].state {
+            State::Starting(tier) => Some(tier),
+            _ => None,
+        };
         self.live[function.0 as usize]
             .iter()
-            .filter(starting)
-            .count()
+            .filter_map(tier)
+            .collect()
     }
 
-    fn serve(&mut self, worker: usize, number: usize) {
+    pub(super) fn serve(&mut self, worker: usize, number: usize) {
         let call = self.trace.calls[number];
         self.waits_ms[number] = self.now_ms - call.at_ms;
-        self.workers[worker].state = State::Busy(number);
-        self.workers[worker].busy_ms += call.exec_ms;
-        self.workers[worker].generation += 1;
-        self.at(self.now_ms + call.exec_ms, Event::Done(worker));
+        let worker_state = &mut self.workers[worker];
+        worker_state.state = match worker_state.state {
+            State::Busy(calls, since_ms) => State::Busy(calls + 1, since_ms),
+            _ => State::Busy(1, self.now_ms),
+        };
+        worker_state.generation += 1;
+        self.at(self.now_ms + call.exec_ms, Event::Done(worker, number));
     }
 
-    fn tier(&self, function: FunctionIx) -> StartTier {
+    pub(super) fn tier(&self, function: FunctionIx) -> StartTier {
         match self.pool.place(self.now_ms, function) {
             Place::Never | Place::Creating(_) => StartTier::Cold,
             Place::File => StartTier::File,
@@ -105,9 +121,8 @@ impl Node<'_> {
         }
     }
 
-    /// Starts a worker; without room an idle worker of another function is parked, or the start
-    /// waits.
-    fn start_or_block(&mut self, function: FunctionIx) {
+    /// Starts a worker; without room an idle worker of another function is parked, or the start waits.
+    pub(super) fn start_or_block(&mut self, function: FunctionIx) {
         if self.live_count < self.config.workers_max() || self.park_victim() {
             self.start(function);
         } else {
@@ -115,7 +130,7 @@ impl Node<'_> {
         }
     }
 
-    fn park_victim(&mut self) -> bool {
+    pub(super) fn park_victim(&mut self) -> bool {
         let with_idle = |function: &FunctionIx| !self.idle_workers(*function).is_empty();
         let candidates: Vec<FunctionIx> = (0..self.live.len() as u32)
             .map(FunctionIx)
@@ -130,7 +145,7 @@ impl Node<'_> {
         true
     }
 
-    fn start(&mut self, function: FunctionIx) {
+    pub(super) fn start(&mut self, function: FunctionIx) {
         let (config, now_ms) = (self.config, self.now_ms);
         let tier = self.tier(function);
         let cost_ms = match self.pool.place(now_ms, function) {
@@ -165,7 +180,7 @@ impl Node<'_> {
     }
 
     /// Puts `function` into the host pool, throwing another one out when it is full.
-    fn admit(&mut self, function: FunctionIx, whole_ms: u64) {
+    pub(super) fn admit(&mut self, function: FunctionIx, whole_ms: u64) {
         if self.pool.holds(function) || self.pool.capacity() == 0 {
             return;
         }
@@ -177,12 +192,12 @@ impl Node<'_> {
         self.pool.insert(function, whole_ms);
     }
 
-    fn evict(&mut self, function: FunctionIx) {
+    pub(super) fn evict(&mut self, function: FunctionIx) {
         self.pool.evict(function);
         self.note(Decision::Evict(function));
     }
 
-    fn ready(&mut self, worker: usize) {
+    pub(super) fn ready(&mut self, worker: usize) {
         let function = self.workers[worker].function;
         if self.workers[worker].state == State::Starting(StartTier::Cold) {
             self.pool.written(function);
@@ -191,22 +206,41 @@ impl Node<'_> {
         self.free(worker);
     }
 
-    fn done(&mut self, worker: usize) {
-        if let State::Busy(number) = self.workers[worker].state {
-            let call = self.trace.calls[number];
-            self.policy
-                .completed(self.now_ms, call.function, call.tenant);
+    pub(super) fn done(&mut self, worker: usize, number: usize) {
+        let call = self.trace.calls[number];
+        if let State::Busy(calls, since_ms) = self.workers[worker].state {
+            if calls > 1 {
+                self.workers[worker].state = State::Busy(calls - 1, since_ms);
+            } else {
+                self.workers[worker].busy_ms += self.now_ms - since_ms;
+                self.workers[worker].state = State::Idle {
+                    since_ms: self.now_ms,
+                };
+            }
         }
+        self.policy
+            .completed(self.now_ms, call.function, call.tenant);
         self.free(worker);
+        self.ask_again();
     }
 
-    /// A worker has nothing to do: the oldest waiting call takes it, else it idles until its
-    /// deadline.
-    fn free(&mut self, worker: usize) {
+    /// A worker has free slots: the oldest waiting calls take them, else it idles until its deadline.
+    pub(super) fn free(&mut self, worker: usize) {
         let function = self.workers[worker].function;
-        if let Some(number) = self.waiting[function.0 as usize].pop_front() {
+        let calls = |state: State| {
+            if let State::Busy(calls, _) = state {
+                calls
+            } else {
+                0
+            }
+        };
+        while calls(self.workers[worker].state) < self.config.parallel
+            && let Some(number) = self.waiting[function.0 as usize].pop_front()
+        {
             self.unblock(function);
             self.serve(worker, number);
+        }
+        if calls(self.workers[worker].state) > 0 {
             return;
         }
         self.workers[worker].state = State::Idle {
@@ -221,183 +255,14 @@ impl Node<'_> {
     }
 
     /// A call that waited for room was served by another worker: its start is needed no more.
-    fn unblock(&mut self, function: FunctionIx) {
+    pub(super) fn unblock(&mut self, function: FunctionIx) {
         let needed = self.waiting[function.0 as usize].len();
         let blocked = self.blocked.iter().filter(|f| **f == function).count();
-        if self.count_starting(function) + blocked > needed
+        if (self.starting(function).len() + blocked) * self.config.parallel
+            >= needed + self.config.parallel
             && let Some(place) = self.blocked.iter().rposition(|f| *f == function)
         {
             self.blocked.remove(place);
         }
-    }
-
-    /// Asks until when an idle worker stays. The event comes even when that is now: a call may come
-    /// first.
-    fn ask_deadline(&mut self, worker: usize) {
-        let Worker {
-            function,
-            state,
-            generation,
-            ..
-        } = self.workers[worker];
-        let State::Idle { since_ms } = state else {
-            return;
-        };
-        let others = self.idle_workers(function);
-        let before = others
-            .iter()
-            .rev()
-            .take_while(|other| **other != worker)
-            .count();
-        let until_ms = self
-            .policy
-            .keep_until(self.now_ms, function, since_ms, before);
-        self.at(
-            until_ms.max(self.now_ms),
-            Event::Deadline(worker, generation),
-        );
-    }
-
-    /// Asks again about the functions whose forecast changed.
-    fn ask_again(&mut self) {
-        for function in self.policy.changed() {
-            let idle = self.idle_workers(function);
-            for worker in &idle {
-                self.workers[*worker].generation += 1;
-                self.ask_deadline(*worker);
-            }
-            if idle.is_empty() && self.count_starting(function) == 0 {
-                self.plan_prewarm(function);
-            }
-        }
-    }
-
-    fn deadline(&mut self, worker: usize, generation: u64) {
-        let Worker {
-            function,
-            state,
-            generation: current,
-            ..
-        } = self.workers[worker];
-        let State::Idle { since_ms } = state else {
-            return;
-        };
-        if generation != current {
-            return;
-        }
-        let others = self.idle_workers(function);
-        let before = others
-            .iter()
-            .rev()
-            .take_while(|other| **other != worker)
-            .count();
-        let until_ms = self
-            .policy
-            .keep_until(self.now_ms, function, since_ms, before);
-        if self.open && until_ms > self.now_ms {
-            self.at(until_ms, Event::Deadline(worker, generation));
-        } else {
-            self.leave(worker);
-            self.plan_prewarm(function);
-        }
-    }
-
-    /// Parks a worker and lets the oldest blocked start have its room.
-    fn leave(&mut self, worker: usize) {
-        let Worker {
-            function,
-            born_ms,
-            busy_ms,
-            ..
-        } = self.workers[worker];
-        self.workers[worker].state = State::Gone;
-        self.live[function.0 as usize].retain(|other| *other != worker);
-        self.live_count -= 1;
-        self.held_ms += self.now_ms - born_ms;
-        self.policy
-            .charged(self.now_ms, self.now_ms - born_ms, busy_ms);
-        self.note(Decision::Park(function));
-        self.admit(function, self.now_ms);
-        if let Some(next) = self.blocked.pop_front() {
-            self.start(next);
-        }
-    }
-
-    fn plan_prewarm(&mut self, function: FunctionIx) {
-        let asked = self.policy.prewarm_at(self.now_ms, function);
-        let at_ms = asked.map(|at_ms| at_ms.max(self.now_ms));
-        if self.open && at_ms != self.prewarm_ms[function.0 as usize] {
-            self.prewarm_ms[function.0 as usize] = at_ms;
-            if let Some(at_ms) = at_ms {
-                self.at(at_ms, Event::Prewarm(function));
-            }
-        }
-    }
-
-    fn prewarm(&mut self, function: FunctionIx) {
-        if self.prewarm_ms[function.0 as usize] != Some(self.now_ms) {
-            return;
-        }
-        self.prewarm_ms[function.0 as usize] = None;
-        let spare = self.count_starting(function) + self.idle_workers(function).len();
-        let room = self.live_count < self.config.workers_max();
-        if !self.open || spare > 0 || !room || self.tier(function) != StartTier::Host {
-            return;
-        }
-        match self.policy.prewarm_at(self.now_ms, function) {
-            Some(at_ms) if at_ms <= self.now_ms => {
-                self.note(Decision::Prewarm(function));
-                self.run.summary.prewarms += 1;
-                self.start(function);
-            }
-            _ => self.plan_prewarm(function),
-        }
-    }
-
-    /// Lets the idle disk read ahead of need.
-    fn fetch(&mut self) {
-        if self.fetching || !self.open {
-            return;
-        }
-        let view = HostView {
-            resident: self.pool.resident(),
-            on_file: self.pool.on_file(),
-            capacity: self.pool.capacity(),
-        };
-        let Some(plan) = self.policy.fetch(self.now_ms, view) else {
-            return;
-        };
-        if let Some(out) = plan.evict {
-            self.evict(out);
-        }
-        let read_ms = self.config.file_start_ms - self.config.host_start_ms;
-        self.pool.insert(plan.load, self.now_ms + read_ms);
-        self.note(Decision::Fetch(plan.load));
-        self.run.summary.fetches += 1;
-        self.fetching = true;
-        self.at(self.now_ms + read_ms, Event::Fetched);
-    }
-
-    pub(super) fn finish(mut self) -> NodeRun {
-        let calls = self.trace.calls.len();
-        let share = |tier: StartTier| {
-            let count = self.tiers.iter().filter(|other| **other == tier).count();
-            100.0 * count as f64 / calls.max(1) as f64
-        };
-        let summary = &mut self.run.summary;
-        summary.calls = calls;
-        summary.cold_pct = share(StartTier::Cold);
-        summary.file_pct = share(StartTier::File);
-        summary.host_pct = share(StartTier::Host);
-        summary.warm_pct = share(StartTier::Warm);
-        let total_ms: u64 = self.waits_ms.iter().sum();
-        summary.wait_mean_s = total_ms as f64 / 1e3 / calls.max(1) as f64;
-        self.waits_ms.sort_unstable();
-        summary.wait_p95_s = quantile(&self.waits_ms, 0.95) as f64 / 1e3;
-        summary.wait_p99_s = quantile(&self.waits_ms, 0.99) as f64 / 1e3;
-        summary.busy_s = self.trace.exec_ms() as f64 / 1e3;
-        summary.held_s = self.held_ms as f64 / 1e3;
-        summary.busy_over_held_pct = 100.0 * summary.busy_s / summary.held_s.max(f64::MIN_POSITIVE);
-        self.run
     }
 }
