@@ -64,6 +64,12 @@ SEEDS ?= 10
 bench-place: ## GPUs allocated and time per decision, by policy; TRACES=DIR SEEDS=10
 	cargo run -q --release -p scheduler_core --example bench_place -- $(TRACES) --seeds $(SEEDS)
 
+TRACE ?=
+SLOTS ?= 8,16
+.PHONY: bench-keepalive
+bench-keepalive: ## what to keep warm, against the baselines; TRACE=FILE SLOTS=8,16
+	$(PY) bench/keepalive.py --trace $(TRACE) --slots $(SLOTS)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so

@@ -1,6 +1,6 @@
-"""Runs the keep-alive benchmark on a trace: JSON lines on stdout, a plot of mean wait against held GPU time.
+"""Runs the keep-alive benchmark on a trace: JSON lines, a plot of mean wait against held GPU time.
 
-It must never compute a figure of a run itself: the simulator prints them, this file compares and draws.
+It must never compute a figure of a run itself: the simulator prints them, this file compares.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     command += ["--slots", args.slots, "--pools", args.pools, "--parallel", str(args.parallel)]
     if args.days:
         command += ["--days", args.days]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, text=True) as process:  # noqa: S603
         assert process.stdout is not None
         for line in process.stdout:
             yield json.loads(line)
@@ -42,7 +44,7 @@ def curve(rows: list[Row], policy: str) -> Curve:
 
 def wait_at(points: Curve, busy_pct: float) -> float | None:
     """Mean wait at a busy share, between two points in a straight line; None outside the curve."""
-    for (low, wait_low), (high, wait_high) in zip(points, points[1:], strict=False):
+    for (low, wait_low), (high, wait_high) in pairwise(points):
         if low <= busy_pct <= high:
             share = (busy_pct - low) / (high - low) if high > low else 0.0
             return wait_low + share * (wait_high - wait_low)
@@ -50,7 +52,7 @@ def wait_at(points: Curve, busy_pct: float) -> float | None:
 
 
 def summaries(rows: list[Row]) -> Iterator[Row]:
-    """How much of the gap to the optimum is closed, and the frontier against the best fixed keep-alive."""
+    """The share of the gap to the optimum, and the frontier against the best fixed keep-alive."""
     cached = [row for row in rows if row["bench"] == "keepalive"]
     for slots in sorted({row["slots"] for row in cached}):
         miss = {row["policy"]: row["miss_pct"] for row in cached if row["slots"] == slots}
@@ -83,7 +85,9 @@ def draw(rows: list[Row], path: Path) -> None:
 
     scenarios = sorted({(row["bench"], row["pool"]) for row in rows if "pool" in row})
     figure, panels = plt.subplots(1, len(scenarios), figsize=(5.5 * len(scenarios), 4.5))
-    for panel, (bench, pool) in zip([panels] if len(scenarios) == 1 else panels, scenarios, strict=True):
+    for panel, (bench, pool) in zip(
+        [panels] if len(scenarios) == 1 else panels, scenarios, strict=True
+    ):
         runs = [row for row in rows if row["bench"] == bench and row.get("pool") == pool]
         for policy, style in (("fixed", "o-"), ("inferx", "s-"), ("greedy-dual", "^")):
             points = curve(runs, policy)
@@ -93,7 +97,9 @@ def draw(rows: list[Row], path: Path) -> None:
         for row in default:
             held_hours = 100 / row["busy_over_held_pct"]
             panel.plot(held_hours, row["wait_mean_s"], "k*", markersize=12, label="default")
-        panel.set_title("GPUs and pool unlimited" if bench.endswith("unlimited") else f"pool of {pool}")
+        panel.set_title(
+            "GPUs and pool unlimited" if bench.endswith("unlimited") else f"pool of {pool}"
+        )
         panel.set_xlabel("GPU hours held per busy hour")
         panel.set_ylabel("mean added wait, s")
         panel.set_xscale("log")

@@ -192,8 +192,9 @@ fn row(
 ) -> io::Result<()> {
     write!(
         out,
-        r#"{{"bench":"{bench}","trace":"{trace}","policy":"{policy}","knob":{knob},"default":{default},"#
+        r#"{{"bench":"{bench}","trace":"{trace}","policy":"{policy}","knob":{knob},"#
     )?;
+    write!(out, r#""default":{default},"#)?;
     write!(
         out,
         r#""pool":{},"parallel":{},"#,

@@ -1,5 +1,6 @@
-//! What a user of the keep-alive policy and of its simulator would notice: causality, budgets, baselines.
-//! It must never need a file; `INFERX_TRACE` names one to run the causality tests on as well.
+//! What a user of the keep-alive policy and of its simulator would notice: causality, budgets,
+//! baselines. It must never need a file; `INFERX_TRACE` names one to run the causality tests on as
+//! well.
 
 use scheduler_core::keepalive::{Adaptive, FixedKeepAlive, FunctionIx, Goal, GreedyDual, Lru};
 use scheduler_core::keepalive::{Policy, TenantIx, Tier};
@@ -119,7 +120,8 @@ fn users_wait_less_than_with_a_fixed_keep_alive_of_the_same_cost() {
 
 #[test]
 fn start_costs_and_tiers_are_those_of_the_scenario() {
-    // Two functions and a pool for one: cold, cold (throws the first out), file, then idle, then from the pool.
+    // Two functions and a pool for one: cold, cold (throws the first out), file, then idle, then
+    // from the pool.
     let calls = vec![
         call(0, 0, 10),
         call(100, 1, 10),

@@ -27,7 +27,8 @@ pub struct Adaptive {
 }
 
 impl Adaptive {
-    /// Share of held GPU time that is busy in the default setting: four fifths, and a little to be safe.
+    /// Share of held GPU time that is busy in the default setting: four fifths, and a little to be
+    /// safe.
     pub const DEFAULT_BUSY_SHARE: f64 = 0.81;
 
     /// A policy without history. `resume_ms` is the time of a start from the host pool.
@@ -49,7 +50,8 @@ impl Adaptive {
         self.history
             .sessions(now_ms, function, &self.edges_s, &mut calls, &mut squares);
         if idle_before > 0 {
-            // A spare is used when somebody else calls while the first call runs; a tenant does not overtake itself.
+            // A spare is used when somebody else calls while the first call runs; a tenant does not
+            // overtake itself.
             let service_s = self.history.service_s(function);
             for (step, expected) in calls.iter_mut().enumerate() {
                 let width_s = self.edges_s[step + 1] - self.edges_s[step];

@@ -89,7 +89,8 @@ impl Counts {
     }
 }
 
-/// Who is away, by age bin. All stay equally long in a bin, so in each queue the front leaves first.
+/// Who is away, by age bin. All stay equally long in a bin, so in each queue the front leaves
+/// first.
 #[derive(Clone, Debug)]
 pub(crate) struct Away<Id> {
     queues: Vec<VecDeque<(u64, Id, u64)>>,
@@ -109,8 +110,8 @@ impl<Id: Copy> Away<Id> {
         self.queues[0].push_back((now_ms, id, generation));
     }
 
-    /// Tells `passed` of every bin that somebody has been away for in full (id, generation, bin, seconds); those it
-    /// does not know any more in that generation are dropped.
+    /// Tells `passed` of every bin that somebody has been away for in full (id, generation, bin,
+    /// seconds); those it does not know any more in that generation are dropped.
     pub(crate) fn advance(
         &mut self,
         now_ms: u64,

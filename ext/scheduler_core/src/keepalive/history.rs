@@ -129,7 +129,8 @@ impl History {
         state.faded(now_ms) / (BASE_S * (1.0 - (-span_s / BASE_S).exp()))
     }
 
-    /// Mean time from arrival to end of a call of `function`, seconds (Little's law); 0 when none ended yet.
+    /// Mean time from arrival to end of a call of `function`, seconds (Little's law); 0 when none
+    /// ended yet.
     pub(crate) fn service_s(&self, function: FunctionIx) -> f32 {
         let state = self.functions.get(function.0 as usize);
         state.map_or(0.0, |state| {
@@ -137,8 +138,9 @@ impl History {
         })
     }
 
-    /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now, if nothing else
-    /// happens first: adds the integral of their rates over each `[edges_s[i], edges_s[i + 1])` to `out[i]`.
+    /// Expected calls of `function` by tenants of its recent sessions between `edges_s` from now,
+    /// if nothing else happens first: adds the integral of their rates over each `[edges_s[i],
+    /// edges_s[i + 1])` to `out[i]`.
     pub(crate) fn sessions(
         &self,
         now_ms: u64,

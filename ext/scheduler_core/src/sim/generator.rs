@@ -1,5 +1,5 @@
-//! A seeded generator of traces: tenants come, call a model a few times with pauses, sometimes change to another one.
-//! It must never depend on anything but its arguments.
+//! A seeded generator of traces: tenants come, call a model a few times with pauses, sometimes
+//! change to another one. It must never depend on anything but its arguments.
 
 use crate::keepalive::{FunctionIx, TenantIx};
 
@@ -28,8 +28,9 @@ impl Random {
 }
 
 impl Trace {
-    /// Sessions of tenants on `functions` functions for `hours` hours: arrivals of sessions are Poisson, popularity
-    /// falls like one over the rank, pauses within a session are log-uniform between 5 and 300 s.
+    /// Sessions of tenants on `functions` functions for `hours` hours: arrivals of sessions are
+    /// Poisson, popularity falls like one over the rank, pauses within a session are log-uniform
+    /// between 5 and 300 s.
     ///
     /// # Panics
     /// When `functions` is 0.

@@ -128,7 +128,8 @@ impl Trace {
         }
     }
 
-    /// The calls that arrive on days `from..to`, counted from 0; times and functions stay as they are.
+    /// The calls that arrive on days `from..to`, counted from 0; times and functions stay as they
+    /// are.
     #[must_use]
     pub fn days(&self, from: u64, to: u64) -> Self {
         let day = |call: &Call| call.at_ms / 86_400_000;

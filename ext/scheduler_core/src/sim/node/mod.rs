@@ -3,16 +3,20 @@
 //! happened.
 //!
 //! Rules, chosen so that fixed keep-alives on unlimited GPUs give the published reference figures:
-//! * A worker runs `parallel` calls at once, in the default scenario one. A call that finds no free slot on a worker of
-//!   its function asks for one more worker, unless one is starting with a slot to spare, and takes whichever slot of
-//!   the function is free first: a new one or one that a call leaves. Calls do not slow each other down.
-//! * A start takes GPU memory from its first moment. Held time is start + execution + idle; busy time is
-//!   time with at least one call executing.
-//! * A start costs `host_start_ms` when the snapshot is in the host pool, `file_start_ms` from file (which also brings
-//!   it into the pool), `cold_start_ms` when the function never ran. A second start during the first one waits for that
-//!   snapshot if this is sooner; a start during a read from file waits for the rest of the read.
-//! * Parking writes the state back: a function that left the pool while it ran is in the pool again when it is parked.
-//! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest first.
+//! * A worker runs `parallel` calls at once, in the default scenario one. A call that finds no free
+//!   slot on a worker of its function asks for one more worker, unless one is starting with a slot
+//!   to spare, and takes whichever slot of the function is free first: a new one or one that a call
+//!   leaves. Calls do not slow each other down.
+//! * A start takes GPU memory from its first moment. Held time is start + execution + idle; busy
+//!   time is time with at least one call executing.
+//! * A start costs `host_start_ms` when the snapshot is in the host pool, `file_start_ms` from file
+//!   (which also brings it into the pool), `cold_start_ms` when the function never ran. A second
+//!   start during the first one waits for that snapshot if this is sooner; a start during a read
+//!   from file waits for the rest of the read.
+//! * Parking writes the state back: a function that left the pool while it ran is in the pool again
+//!   when it is parked.
+//! * When GPU memory is full an idle worker is a victim; with no idle worker the call waits, oldest
+//!   first.
 
 mod parking;
 mod steps;

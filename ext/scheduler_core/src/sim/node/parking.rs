@@ -1,5 +1,5 @@
-//! What happens between calls on the simulated node: deadlines, parking, prewarming, reading ahead; and the account.
-//! It must never do what the policy did not ask for.
+//! What happens between calls on the simulated node: deadlines, parking, prewarming, reading ahead;
+//! and the account. It must never do what the policy did not ask for.
 
 use crate::keepalive::{FunctionIx, HostView};
 
@@ -7,7 +7,8 @@ use super::super::report::quantile;
 use super::{Decision, Event, Node, NodeRun, StartTier, State, Worker};
 
 impl Node<'_> {
-    /// Asks until when an idle worker stays. The event comes even when that is now: a call may come first.
+    /// Asks until when an idle worker stays. The event comes even when that is now: a call may come
+    /// first.
     pub(super) fn ask_deadline(&mut self, worker: usize) {
         let Worker {
             function,

@@ -121,7 +121,8 @@ impl Node<'_> {
         }
     }
 
-    /// Starts a worker; without room an idle worker of another function is parked, or the start waits.
+    /// Starts a worker; without room an idle worker of another function is parked, or the start
+    /// waits.
     pub(super) fn start_or_block(&mut self, function: FunctionIx) {
         if self.live_count < self.config.workers_max() || self.park_victim() {
             self.start(function);
@@ -224,7 +225,8 @@ impl Node<'_> {
         self.ask_again();
     }
 
-    /// A worker has free slots: the oldest waiting calls take them, else it idles until its deadline.
+    /// A worker has free slots: the oldest waiting calls take them, else it idles until its
+    /// deadline.
     pub(super) fn free(&mut self, worker: usize) {
         let function = self.workers[worker].function;
         let calls = |state: State| {
