@@ -64,6 +64,10 @@ SEEDS ?= 10
 bench-place: ## GPUs allocated and time per decision, by policy; TRACES=DIR SEEDS=10
 	cargo run -q --release -p scheduler_core --example bench_place -- $(TRACES) --seeds $(SEEDS)
 
+.PHONY: bench-proxy
+bench-proxy: build ## the data plane beside nginx and the bare backend (needs nginx, wrk); ARGS=...
+	$(PY) bench/proxy.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so
