@@ -70,6 +70,10 @@ SLOTS ?= 8,16
 bench-keepalive: ## what to keep warm, against the baselines; TRACE=FILE SLOTS=8,16
 	$(PY) bench/keepalive.py --trace $(TRACE) --slots $(SLOTS)
 
+.PHONY: bench-proxy
+bench-proxy: build ## the data plane beside nginx and the bare backend (needs nginx, wrk); ARGS=...
+	$(PY) bench/proxy.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so
