@@ -2,7 +2,7 @@
 //! They must never take more than is there by themselves; what a node reports is a fact all the
 //! same.
 
-use crate::nodes::{Capacity, GpuRequest, GpuShare, Holding, Request, Shortage};
+use crate::nodes::{Capacity, GpuCapacity, GpuRequest, GpuShare, Holding, Request, Shortage};
 
 /// The books of one node: what it has and what is taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +68,19 @@ impl Ledger {
     /// The holding that `request` would take here, on the fullest GPUs that fit, or what is
     /// missing.
     pub fn fit(&self, request: &Request) -> Result<Holding, Shortage> {
+        self.fit_where(request, |_| true)
+    }
+
+    /// The same on these GPUs only.
+    pub fn fit_on(&self, request: &Request, gpus: &[u32]) -> Result<Holding, Shortage> {
+        self.fit_where(request, |index| gpus.contains(&index))
+    }
+
+    fn fit_where(
+        &self,
+        request: &Request,
+        may_use: impl Fn(u32) -> bool,
+    ) -> Result<Holding, Shortage> {
         let (used, has) = (&self.used, &self.capacity);
         if used.cpu_millis + request.cpu_millis > has.cpu_millis {
             return Err(Shortage::Cpu);
@@ -79,7 +92,7 @@ impl Ledger {
             return Err(Shortage::CacheMemory);
         }
         let gpus = match &request.gpu {
-            Some(gpu) if gpu.count > 0 => self.fit_gpus(gpu)?,
+            Some(gpu) if gpu.count > 0 => self.fit_gpus(gpu, &may_use)?,
             _ => Vec::new(),
         };
         Ok(Holding {
@@ -90,7 +103,11 @@ impl Ledger {
         })
     }
 
-    fn fit_gpus(&self, request: &GpuRequest) -> Result<Vec<GpuShare>, Shortage> {
+    fn fit_gpus(
+        &self,
+        request: &GpuRequest,
+        may_use: &impl Fn(u32) -> bool,
+    ) -> Result<Vec<GpuShare>, Shortage> {
         let any = request.kind.is_empty() || request.kind.eq_ignore_ascii_case("any");
         let mut kinds: Vec<&str> = Vec::new();
         for gpu in &self.capacity.gpus {
@@ -103,7 +120,7 @@ impl Ledger {
         let mut best: Option<(u64, Vec<GpuShare>)> = None;
         let mut shortage = Shortage::GpuType;
         for kind in kinds {
-            match self.fit_kind(kind, request) {
+            match self.fit_kind(kind, request, may_use) {
                 Ok(found) => {
                     if best.as_ref().is_none_or(|(left, _)| found.0 < *left) {
                         best = Some(found);
@@ -115,9 +132,15 @@ impl Ledger {
         best.map(|(_, shares)| shares).ok_or(shortage)
     }
 
-    fn fit_kind(&self, kind: &str, ask: &GpuRequest) -> Result<(u64, Vec<GpuShare>), Shortage> {
+    fn fit_kind(
+        &self,
+        kind: &str,
+        ask: &GpuRequest,
+        may_use: &impl Fn(u32) -> bool,
+    ) -> Result<(u64, Vec<GpuShare>), Shortage> {
         let count = ask.count as usize;
-        let of_kind = self.capacity.gpus.iter().filter(|gpu| gpu.kind == kind);
+        let usable = |gpu: &&GpuCapacity| gpu.kind == kind && may_use(gpu.index);
+        let of_kind = self.capacity.gpus.iter().filter(usable);
         let (mut total, mut with_memory) = (0, 0);
         let mut options = Vec::new();
         for gpu in of_kind {

@@ -2,6 +2,7 @@
 //! It must never do I/O, read a clock, start a thread or draw a random number; time is an argument.
 
 pub mod core;
+pub mod fleet;
 pub mod keepalive;
 pub mod lease;
 pub mod ledger;

@@ -213,7 +213,8 @@ impl Node {
     }
 }
 
-/// Best fit over all nodes: the one that keeps the least GPU memory, then CPU, unused; ties go by
+/// Best fit over all nodes, for what the index of the `Fleet` cannot answer, and the count of the
+/// refusals: the one that keeps the least GPU memory, then CPU, unused; ties go by
 /// name, so that the order in which nodes registered does not matter.
 pub fn place<'a>(
     nodes: impl Iterator<Item = (NodeId, &'a Node)>,

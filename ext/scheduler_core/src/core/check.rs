@@ -10,6 +10,7 @@ impl Core {
     /// Checks every invariant against the whole state; for tests, it looks at everything.
     pub fn check(&self, now_ms: u64) {
         self.check_nodes();
+        self.nodes.check(now_ms);
         self.check_pods();
         self.check_leases();
         self.check_tickets(now_ms);
@@ -17,7 +18,7 @@ impl Core {
     }
 
     fn check_nodes(&self) {
-        for (id, node) in &self.nodes {
+        for (id, node) in self.nodes.iter() {
             let mut taken = Holding::default();
             for ix in self.pods_on.get(id).into_iter().flatten() {
                 assert_eq!(

@@ -89,6 +89,7 @@ impl Core {
         }
         function.present = true;
         function.surplus = true;
+        function.learned &= function.revision == revision;
         function.revision = revision;
         function.spec = spec;
         let slots = policy.parallel.max(1);

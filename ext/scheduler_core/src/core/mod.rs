@@ -18,8 +18,9 @@ pub mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::fleet::Fleet;
 use crate::lease::Leases;
-use crate::nodes::{Node, NodeId};
+use crate::nodes::NodeId;
 use crate::pod::{Event, next};
 use crate::queue::Tickets;
 use messages::{Effect, PodRef};
@@ -54,7 +55,7 @@ pub struct Core {
     tenants: BTreeMap<String, Tenant>,
     namespaces_disabled: BTreeSet<(String, String)>,
     node_ids: BTreeMap<String, NodeId>,
-    nodes: BTreeMap<NodeId, Node>,
+    nodes: Fleet,
     pods_on: BTreeMap<NodeId, BTreeSet<PodIx>>,
     pod_ids: BTreeMap<String, PodIx>,
     pods: BTreeMap<PodIx, Pod>,
@@ -92,7 +93,7 @@ impl Core {
             tenants: BTreeMap::new(),
             namespaces_disabled: BTreeSet::new(),
             node_ids: BTreeMap::new(),
-            nodes: BTreeMap::new(),
+            nodes: Fleet::default(),
             pods_on: BTreeMap::new(),
             pod_ids: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -129,6 +130,7 @@ impl Core {
                     let node = nodes.get(id);
                     node.is_some_and(|node| !node.ledger.is_within_capacity())
                 });
+                self.nodes.refresh(now_ms);
                 return;
             }
             let batch = std::mem::take(&mut self.dirty);
@@ -201,6 +203,7 @@ impl Core {
             backoff: model::Backoff::default(),
             surplus: false,
             waiting_for: None,
+            learned: false,
         };
         self.functions.insert(id, function);
         id

@@ -199,6 +199,8 @@ pub struct Function {
     pub surplus: bool,
     /// Why its tickets wait.
     pub waiting_for: Option<Refusal>,
+    /// The pod that it wants next was counted towards what is typical.
+    pub learned: bool,
 }
 
 /// How a pod became ready for the call that waited for it.

@@ -5,7 +5,7 @@ use super::Core;
 use super::messages::Refusal;
 use super::model::{FuncId, Pod, PodIx};
 use super::room::Room;
-use crate::nodes::{Holding, Ledger, NodeId, Request, place};
+use crate::nodes::{Holding, Ledger, NodeId, Request};
 use crate::pod::State;
 
 /// When a caller may try again where the core cannot tell (ms): what is busy changes soon, what no
@@ -166,7 +166,11 @@ impl Core {
 
     fn start_from_nothing(&mut self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
         let request = self.functions[&func].spec.request();
-        let no_fit = match place(self.nodes.iter().map(|(id, n)| (*id, n)), &request, now_ms) {
+        let function = self.functions.get_mut(&func).expect("served");
+        if !std::mem::replace(&mut function.learned, true) {
+            self.nodes.learn(&request);
+        }
+        let no_fit = match self.nodes.choose(&request, now_ms) {
             Ok((node, holding)) => {
                 self.check_tenant_gpu(now_ms, func, node, &holding)?;
                 self.start(now_ms, func, node, holding, Room::default());

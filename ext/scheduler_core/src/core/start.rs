@@ -18,7 +18,8 @@ impl Core {
         holding: Holding,
         room: Room,
     ) {
-        let function = &self.functions[&func];
+        let function = self.functions.get_mut(&func).expect("served");
+        function.learned = false;
         let (revision, spec) = (function.revision, function.spec.clone());
         let slots = function.policy.parallel.max(1);
         let id = self.new_pod_id();

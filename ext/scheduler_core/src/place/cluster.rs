@@ -8,7 +8,7 @@ use super::node::Node;
 use super::request::{NodeSpec, PlaceError, Request, TypeSet};
 use super::resources::{Device, DeviceKind, Free, Shape, UNLIMITED, sort_devices};
 use super::state::States;
-use super::view::{AllocId, Allocation, NodeId, NodeView};
+use super::view::{AllocId, Allocation, DeviceLeft, Left, NodeId, NodeView};
 
 /// Nodes, what is left of them, and what each pod holds.
 #[derive(Clone, Debug, Default)]
@@ -220,6 +220,46 @@ impl Cluster {
             pods: node.pods,
             devices: &node.free.devices,
         })
+    }
+
+    /// What a node has left, as [`Cluster::set_left`] takes it.
+    ///
+    /// # Errors
+    /// [`PlaceError::UnknownNode`].
+    pub fn left(&self, node: NodeId) -> Result<Left, PlaceError> {
+        let free = &self.node(node)?.free;
+        let devices = free.devices.iter().map(|device| DeviceLeft {
+            units: device.free,
+            contexts: (device.contexts != UNLIMITED).then_some(device.contexts),
+        });
+        Ok(Left {
+            cpu_millis: free.cpu,
+            mem_mb: free.mem,
+            cache_mb: free.cache,
+            devices: devices.collect(),
+        })
+    }
+
+    /// Says what is left on a node, for someone who keeps books of his own: then nothing is
+    /// allocated here, and `check` does not apply.
+    ///
+    /// # Errors
+    /// [`PlaceError::UnknownNode`], [`PlaceError::BadDevices`] when they are not those of the node.
+    pub fn set_left(&mut self, node: NodeId, left: Left) -> Result<(), PlaceError> {
+        if self.left(node)? == left {
+            return Ok(());
+        }
+        if self.node(node)?.free.devices.len() != left.devices.len() {
+            return Err(PlaceError::BadDevices);
+        }
+        self.change(node.slot, |node| {
+            let free = &mut node.free;
+            (free.cpu, free.mem, free.cache) = (left.cpu_millis, left.mem_mb, left.cache_mb);
+            for (device, left) in free.devices.iter_mut().zip(left.devices) {
+                (device.free, device.contexts) = (left.units, left.contexts.unwrap_or(UNLIMITED));
+            }
+        });
+        Ok(())
     }
 
     /// All nodes, ready or not.

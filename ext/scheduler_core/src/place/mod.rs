@@ -24,4 +24,4 @@ pub use policies::Policy;
 pub use request::{
     DeviceSpec, GpuRequest, GpuShare, NoFit, NodeSpec, PlaceError, Request, TypeSet,
 };
-pub use view::{AllocId, Allocation, NodeId, NodeView};
+pub use view::{AllocId, Allocation, DeviceLeft, Left, NodeId, NodeView};

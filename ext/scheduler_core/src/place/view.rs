@@ -48,6 +48,25 @@ pub struct NodeView<'a> {
     pub(super) devices: &'a [Device],
 }
 
+/// What is left on one GPU; `contexts` is none where nothing limits them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DeviceLeft {
+    pub units: u32,
+    pub contexts: Option<u32>,
+}
+
+/// What is left on a node, told or asked by someone who keeps books of his own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Left {
+    pub cpu_millis: u32,
+    pub mem_mb: u32,
+    pub cache_mb: u32,
+    /// In index order.
+    pub devices: Vec<DeviceLeft>,
+}
+
 impl NodeView<'_> {
     /// Units left on each device, in index order.
     pub fn device_units(&self) -> impl Iterator<Item = u32> + '_ {

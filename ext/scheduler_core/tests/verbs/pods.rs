@@ -161,9 +161,9 @@ fn a_broken_function_backs_off_until_it_is_edited() {
 #[test]
 fn a_lost_node_moves_its_tickets_elsewhere() {
     let mut world = World::new(1);
-    world.node("two", 1, true);
     world.function("f", 1, 14_000, one_slot());
     let lease = world.running("f");
+    world.node("two", 1, true);
     let ticket = world.queued("f");
     world.observe(Fact::NodeLost { name: "one".into() });
     assert!(!world.give_back(lease), "the lease died with its node");
