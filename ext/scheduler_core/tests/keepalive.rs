@@ -78,7 +78,7 @@ fn the_optimum_misses_least_and_ours_hardly_more_than_greedy_dual() {
         let ours = missed(&policy_misses(&trace, slots, &mut adaptive(0.8)));
         let lru = missed(&policy_misses(&trace, slots, &mut Lru::default()));
         assert!(optimum <= ours.min(greedy).min(lru), "{slots} slots");
-        // Generated tenants have little to forecast from; the mixture may pay this much to find out.
+        // Generated tenants give little to forecast from; the mixture may pay this to find out.
         assert!(
             ours as f64 <= 1.01 * greedy as f64,
             "{slots} slots: ours {ours}, greedy-dual {greedy}"
