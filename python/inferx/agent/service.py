@@ -20,12 +20,12 @@ from inferx.agent.pod import Pod
 from inferx.agent.probe import new_client
 from inferx.agent.register import Registrar
 from inferx.agent.runtimes.process import ProcessRuntime
-from inferx.agent.runtimes.procfs import boot_id
 from inferx.agent.spec import PodKey
 from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
 from inferx.domain.cluster import GpuDevice, Node, NodeResources
 from inferx.errors import BadRequest, ConfigError, InferxError
+from inferx.procfs import boot_id
 from inferx.rpc import ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve

@@ -9,8 +9,8 @@ import os
 import signal
 import time
 from contextlib import suppress
-from pathlib import Path
 
+from inferx import procfs
 from inferx.errors import InvalidState
 
 POLL_SECONDS = 0.02
@@ -18,32 +18,12 @@ KILL_SECONDS = 10.0  # a killed process can still be writing out its memory or w
 
 
 def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when it is gone or a zombie.
+    """When the process started, in clock ticks since boot; None when it has ended.
 
     Together with the id it names a process for good: ids are used again, start times are not.
     """
-    fields = _stat(Path(f"/proc/{pid}/stat"))
-    if fields is None:
-        return None
-    # The first thread can be a zombie while others still hold the process's ports and files.
-    if fields[0] in "ZX" and not _has_live_thread(pid):
-        return None
-    return int(fields[19])
-
-
-def _has_live_thread(pid: int) -> bool:
-    threads = (_stat(task) for task in Path(f"/proc/{pid}/task").glob("*/stat"))
-    return any(fields is not None and fields[0] not in "ZX" for fields in threads)
-
-
-def _stat(file: Path) -> list[str] | None:
-    """The fields after the name, state first (proc(5)); None when the process is gone."""
-    try:
-        text = file.read_text()
-    except OSError:
-        return None
-    # The name in parentheses may hold anything, so the fields are counted from its end.
-    return text.rpartition(")")[2].split()
+    found = procfs.stat(pid)
+    return found.start_ticks if found is not None and found.is_live else None
 
 
 def is_same(pid: int, ticks: int) -> bool:

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inferx import procfs
 from inferx.agent.logs import PodLog
-from inferx.agent.runtimes import procfs
 from inferx.agent.runtimes.limits import Limits
 from inferx.agent.runtimes.protocol import Exit, WorkerSpec
 from inferx.agent.spec import devices_of, expand
@@ -236,7 +236,7 @@ class ProcessRuntime:
             return None
         # The descriptor is taken first: what it names cannot change after this comparison.
         found = procfs.stat(pid)
-        if found is not None and found.start_ticks == start_ticks and found.state not in "ZX":
+        if found is not None and found.start_ticks == start_ticks and found.is_live:
             return ProcessWorker(pid, start_ticks, pidfd, limits)
         os.close(pidfd)
         # With the number given to a foreign process, nothing of our session can be left.

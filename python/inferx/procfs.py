@@ -13,7 +13,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Stat:
-    """The fields of /proc/PID/stat that the agent needs; `start_ticks` counts from boot."""
+    """The fields of /proc/PID/stat that are needed here; `start_ticks` counts from boot."""
 
     pid: int
     state: str
@@ -21,11 +21,28 @@ class Stat:
     session: int
     start_ticks: int
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it still holds ports, files or locks.
+
+        The first thread can be a zombie while others run on, and with them all that they share.
+        """
+        return self.state not in "ZX" or _has_live_thread(self.pid)
+
 
 def stat(pid: int) -> Stat | None:
     """The process as the kernel describes it now; None when there is none."""
+    return _read(pid, PROC / str(pid) / "stat")
+
+
+def _has_live_thread(pid: int) -> bool:
+    threads = (_read(pid, task) for task in (PROC / str(pid) / "task").glob("*/stat"))
+    return any(thread is not None and thread.state not in "ZX" for thread in threads)
+
+
+def _read(pid: int, file: Path) -> Stat | None:
     try:
-        text = (PROC / str(pid) / "stat").read_text()
+        text = file.read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name stands in parentheses and may itself hold spaces and parentheses.
@@ -34,13 +51,13 @@ def stat(pid: int) -> Stat | None:
 
 
 def group_members(pgid: int) -> list[Stat]:
-    """Processes of a group that is its own session, without zombies."""
+    """Processes of a group that is its own session, those that have ended left out."""
     members = []
     for entry in PROC.iterdir():
         if not entry.name.isdigit():
             continue
         found = stat(int(entry.name))
-        if found and found.pgid == pgid and found.session == pgid and found.state not in "ZX":
+        if found and found.pgid == pgid and found.session == pgid and found.is_live:
             members.append(found)
     return members
 
@@ -56,7 +73,7 @@ def find_leader(variable: str) -> Stat | None:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         found = stat(int(entry.name)) if wanted in environment else None
-        if found and found.session == found.pid and found.state not in "ZX":
+        if found and found.session == found.pid and found.is_live:
             return found
     return None
 
