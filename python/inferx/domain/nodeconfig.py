@@ -99,6 +99,7 @@ class KeycloakConfig:
     issuer: str = ""
     client_id: str = "inferx"
     audience: str = ""
+    allow_http: bool = False
 
     @property
     def issuer_url(self) -> str:
@@ -318,6 +319,7 @@ def _read_keycloak(fields: Fields) -> KeycloakConfig:
         issuer=fields.string("issuer", ""),
         client_id=fields.string("clientId", "inferx"),
         audience=fields.string("audience", ""),
+        allow_http=fields.boolean("allowHttp", False),
     )
 
 

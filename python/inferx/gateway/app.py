@@ -23,6 +23,7 @@ from starlette.requests import Request
 from inferx._ext import Proxy
 from inferx.auth.apikeys import Hasher
 from inferx.auth.authenticator import Authenticator
+from inferx.auth.oidc import token_verifier
 from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
@@ -57,7 +58,9 @@ class Gateway:
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._config = config
-        self._authenticator = Authenticator(Hasher(key_secret(config)), config.admin_apikey)
+        tokens = token_verifier(config.keycloak)
+        hasher = Hasher(key_secret(config))
+        self._authenticator = Authenticator(hasher, config.admin_apikey, tokens)
         self._proxy = Proxy(
             listen_host(config),
             config.gateway_port,
@@ -92,7 +95,7 @@ class Gateway:
         pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
         access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
-            *KeyRoutes(self._authenticator, callers, state, access).routes(),
+            *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
             *ViewRoutes(functions, self._proxy.stats, state, scheduler, access).routes(),
             *ObjectRoutes(functions, state, access).routes(),
         ]

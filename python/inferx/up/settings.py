@@ -30,6 +30,7 @@ class Settings:
     log_level: str
     log_format: str
     verbose: bool
+    auth: bool = False
 
 
 def simulated_gpus(text: str) -> tuple[int, int] | None:
@@ -83,6 +84,8 @@ def node_document(settings: Settings, directory: Path, ports: list[int]) -> dict
         "logLevel": settings.log_level,
         "logFormat": settings.log_format,
     }
+    if settings.auth:
+        document["auth"] = {"enable": True}
     chosen = simulated_gpus(settings.gpus)
     if chosen is not None:
         document["simulatedGPUs"] = [{"type": "Simulated", "count": chosen[0], "vramMB": chosen[1]}]
