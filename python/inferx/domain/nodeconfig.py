@@ -145,6 +145,7 @@ class NodeConfig:
     scheduler_port: int = 1238
     gateway_port: int = 4000
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
+    leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
@@ -179,8 +180,10 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         statesvc_port=port["statSvcPort"],
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
-        state_svc_addrs=_addresses(fields, "stateSvcAddrs")
-        or (f"127.0.0.1:{port['statSvcPort']}",),
+        state_svc_addrs=_several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        leader_lease_ms=fields.integer(
+            "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
+        ),
         scheduler_addr=_address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
         ),
@@ -238,6 +241,20 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
+
+
+def _several(fields: Fields, name: str) -> tuple[str, ...]:
+    """Addresses of replicas. One may be a name (which stands for all its addresses)."""
+    found = _addresses(fields, name)
+    for address in found if len(found) > 1 else ():
+        try:
+            ipaddress.IPv4Address(address.rpartition(":")[0])
+        except ValueError:
+            fields.fail(
+                name,
+                f"of several each has to be an IPv4 address, {address!r} is not; or give one name",
+            )
+    return found
 
 
 def _host_ip(fields: Fields) -> str:

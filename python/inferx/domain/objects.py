@@ -11,6 +11,7 @@ from typing import Any
 
 from inferx.domain.cluster import (
     Alloc,
+    Gateway,
     GpuAlloc,
     GpuDevice,
     Node,
@@ -20,6 +21,7 @@ from inferx.domain.cluster import (
     SchedulerRecord,
     Snapshot,
     read_alloc,
+    read_gateway,
     read_node,
     read_pod,
     read_scheduler,
@@ -47,6 +49,7 @@ __all__ = [
     "FuncPolicy",
     "Function",
     "FunctionSpec",
+    "Gateway",
     "GpuAlloc",
     "GpuDevice",
     "GpuRequest",
@@ -134,6 +137,7 @@ KINDS: dict[str, Kind] = {
         Kind("pod", read_pod),
         Kind("snapshot", read_snapshot),
         Kind("scheduler", read_scheduler, SYSTEM, SYSTEM),
+        Kind("gateway", read_gateway, SYSTEM, SYSTEM),
     )
 }
 """Every known kind; anything else is refused."""
