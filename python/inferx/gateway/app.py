@@ -8,33 +8,40 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
 
 from inferx._ext import Proxy
+from inferx.auth.apikeys import Hasher
+from inferx.auth.authenticator import Authenticator
+from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
-from inferx.domain import codec
-from inferx.domain.meta import SYSTEM
-from inferx.domain.objects import Gateway as Record
 from inferx.errors import InferxError
 from inferx.gateway import replies
+from inferx.gateway.access import Access
+from inferx.gateway.callers import Callers
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
+from inferx.gateway.keys import KeyRoutes
 from inferx.gateway.leader import LeaderLink
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
+from inferx.gateway.registration import Registration
 from inferx.gateway.views import ViewRoutes
 from inferx.gateway.workers import Workers
 from inferx.rpc import client
-from inferx.store.presence import Presence, State
 
 DRAIN_MS = 30_000
-PRESENCE_MS = 10_000  # the life of a lease at the scheduler
+Feeder = Callable[[], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +60,14 @@ class Gateway:
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._config = config
-        self._proxy = Proxy(listen_host(config), config.gateway_port, control_socket)
+        self._authenticator = Authenticator(Hasher(key_secret(config)), config.admin_apikey)
+        self._proxy = Proxy(
+            listen_host(config),
+            config.gateway_port,
+            control_socket,
+            # Credentials are hashed under a number that only this process knows.
+            auth_key=secrets.token_bytes(32) if config.auth.enable else None,
+        )
         self.app = Starlette(
             lifespan=self._lifespan,
             middleware=[Middleware(replies.RequestIds)],
@@ -77,16 +91,23 @@ class Gateway:
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
         workers = Workers(self._proxy, functions, link, self._identity)
-        pump = Pump(self._proxy, workers.handle)
+        callers = Callers(self._proxy, self._authenticator, state)
+        pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
+        access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
-            *ViewRoutes(functions, self._proxy.stats, state, link).routes(),
-            *ObjectRoutes(functions, state).routes(),
+            *KeyRoutes(self._authenticator, callers, state, access).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
+            *ObjectRoutes(functions, state, access).routes(),
         ]
         pump.start()
-        registry = State(self._config.state_svc_addrs)
-        presence = self._presence(registry, workers)
-        registering = asyncio.create_task(presence.run(), name="registration")
-        getting_ready = asyncio.create_task(self._get_ready(functions, workers, link, presence))
+        registration = Registration(
+            self._config,
+            self._identity.gateway_id,
+            lambda: workers.drop_all("the registration has lapsed"),
+        )
+        # The link before the workers: they ask whoever leads.
+        feeders = (functions.start, callers.start, link.start, registration.done)
+        getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
             yield
@@ -95,41 +116,37 @@ class Gateway:
             drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
             if not drained:
                 _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
-            for task in (getting_ready, registering):
-                task.cancel()
-            await asyncio.gather(getting_ready, registering, return_exceptions=True)
+            getting_ready.cancel()
+            await asyncio.gather(getting_ready, return_exceptions=True)
             await pump.stop()
             await workers.stop()
-            await presence.withdraw()
-            await registry.close()
+            await registration.stop()
             await link.stop()
             self._identity.release()
+            await callers.stop()
             await functions.stop()
             await state.close(None)
 
-    def _presence(self, registry: State, workers: Workers) -> Presence:
-        """This gateway's object: a new leader waits for those that have one, and for nobody else.
-
-        It lives as long as leases do, so that one that has lapsed says: my leases are over, too.
-        """
-        gateway_id = self._identity.gateway_id
-        address = f"{self._config.host_ip}:{self._config.gateway_port}"
-        raw = Record(gateway_id, address).to_raw()
-        obj = codec.new("gateway", (SYSTEM, SYSTEM, f"g{gateway_id:016x}"), raw)
-        return Presence(
-            registry, obj, PRESENCE_MS, lambda: workers.drop_all("the registration has lapsed")
-        )
-
     async def _get_ready(
-        self, functions: Functions, workers: Workers, link: LeaderLink, presence: Presence
+        self, functions: Functions, workers: Workers, feeders: Iterable[Feeder]
     ) -> None:
         self._proxy.set_not_ready("the objects are not known yet: waiting for the state service")
-        await functions.start()
-        await link.start()
-        # No lease before the registration: a new leader must know who may hold one.
-        await presence.present.wait()
+        for feed in feeders:
+            await feed()
         workers.start()
         self._proxy.set_not_ready("waiting for the scheduler")
         await workers.connected.wait()
         self._proxy.set_not_ready(None)
         _log.info("gateway ready, %d functions", len(functions.all()))
+
+
+def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> None:
+    """One event of the data plane to whom it concerns."""
+    if event[0] == "need_verdict":
+        callers.judge(event[1], event[2])
+    else:
+        workers.handle(event)
+
+
+def _log_refusal(request: Request, principal: str, action: str, error: InferxError) -> None:
+    _log.info("refused %s %s to %s: %s", request.method, action, principal, error.code)
