@@ -13,6 +13,7 @@ from typing import Any
 
 from inferx.domain import codec
 from inferx.domain.nodeconfig import (
+    AuthConfig,
     BlobConfig,
     EtcdConfig,
     KeycloakConfig,
@@ -29,9 +30,9 @@ from inferx.domain.nodeconfig import (
 from inferx.errors import BadRequest, ConfigError
 
 __all__ = [
-    "SERVICES", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig", "NodeResourcesConfig",
-    "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment", "gpu_indices", "load",
-    "redact", "service_name", "variables",
+    "SERVICES", "AuthConfig", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig",
+    "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment",
+    "gpu_indices", "load", "redact", "service_name", "variables",
 ]  # fmt: skip
 
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
@@ -54,6 +55,7 @@ _ENVIRONMENT = {
     "KEYCLOAK_URL": ("keycloakconfig.url", "text"),
     "KEYCLOAK_REALM": ("keycloakconfig.realm", "text"),
     "INFERX_ADMIN_APIKEY": ("adminApikey_", "text"),
+    "INFERX_KEY_SECRET": ("keySecret_", "text"),
     "INFERX_DATA_DIR": ("dataDir", "text"),
     "INFERX_LOG_FORMAT": ("logFormat", "text"),
     "INFERX_LOG_LEVEL": ("logLevel", "text"),
@@ -61,7 +63,7 @@ _ENVIRONMENT = {
 
 # Secrets, which may also be given as the path of a file that holds them: NAME_FILE.
 _FILE_SUFFIX = "_FILE"
-_SECRETS = ("AUDITDB_ADDR", "INFERX_ADMIN_APIKEY")
+_SECRETS = ("AUDITDB_ADDR", "INFERX_ADMIN_APIKEY", "INFERX_KEY_SECRET")
 
 
 def variables() -> tuple[str, ...]:

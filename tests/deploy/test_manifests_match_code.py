@@ -21,6 +21,7 @@ NOT_IN_MANIFESTS = {
     "ETCD_ADDR": "the older name of ETCD_ADDRS",
     "AUDITDB_ADDR": "given as AUDITDB_ADDR_FILE, so that it is not in the process's environment",
     "INFERX_ADMIN_APIKEY": "given as INFERX_ADMIN_APIKEY_FILE, for the same reason",
+    "INFERX_KEY_SECRET": "given as INFERX_KEY_SECRET_FILE, for the same reason",
     "INFERX_DATA_DIR": "in node.json",
     "INFERX_LOG_FORMAT": "in node.json",
     "INFERX_LOG_LEVEL": "in node.json",
