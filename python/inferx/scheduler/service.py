@@ -18,6 +18,7 @@ from inferx.domain.codec import resolve_policy
 from inferx.domain.meta import Key, Object
 from inferx.domain.objects import FunctionSpec, Gateway
 from inferx.errors import FunctionNotFound, InferxError, NotFound, StaleEpoch, Unavailable
+from inferx.health import Health
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc.server import Server, serve
 from inferx.scheduler import facts, metrics
@@ -122,6 +123,13 @@ class Scheduler:
         await self.leadership.keep()
         self._stale(Unavailable("the lease of the lead was not renewed in time"))
 
+    def waits_for(self) -> str | None:
+        """What keeps this process from leading as soon as nobody else does."""
+        followed = bool(self._informers) and all(
+            informer.synced.is_set() for informer in self._informers.values()
+        )
+        return None if followed else "the objects are not known yet: waiting for the state service"
+
     async def stop(self) -> None:
         """Answer who waits, let a standby lead, let go of everything; pods run on."""
         self.brain.close()
@@ -208,9 +216,10 @@ class Scheduler:
             self.failed.set_result(StaleEpoch(f"this scheduler leads no longer: {error.message}"))
 
 
-async def run(config: NodeConfig, stop: asyncio.Event) -> None:
+async def run(config: NodeConfig, stop: asyncio.Event, probes: Health) -> None:
     """Serve until `stop` is set; raises StaleEpoch when this scheduler leads no longer."""
     scheduler = Scheduler(config)
+    probes.ready_when(scheduler.waits_for)
 
     async def start() -> None:
         await scheduler.start()
