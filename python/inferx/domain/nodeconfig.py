@@ -148,7 +148,10 @@ class EtcdConfig:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used."""
+    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used.
+
+    `metrics_port` is that of probes and metrics, 0 for none.
+    """
 
     node_name: str
     resources: NodeResourcesConfig
@@ -164,7 +167,9 @@ class NodeConfig:
     statesvc_port: int = 1237
     scheduler_port: int = 1238
     gateway_port: int = 4000
+    metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
+    leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
@@ -200,8 +205,11 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         statesvc_port=port["statSvcPort"],
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
-        state_svc_addrs=_addresses(fields, "stateSvcAddrs")
-        or (f"127.0.0.1:{port['statSvcPort']}",),
+        metrics_port=fields.integer("metricsPort", 0, high=65535),
+        state_svc_addrs=_several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        leader_lease_ms=fields.integer(
+            "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
+        ),
         scheduler_addr=_address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
         ),
@@ -260,6 +268,20 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
+
+
+def _several(fields: Fields, name: str) -> tuple[str, ...]:
+    """Addresses of replicas. One may be a name (which stands for all its addresses)."""
+    found = _addresses(fields, name)
+    for address in found if len(found) > 1 else ():
+        try:
+            ipaddress.IPv4Address(address.rpartition(":")[0])
+        except ValueError:
+            fields.fail(
+                name,
+                f"of several each has to be an IPv4 address, {address!r} is not; or give one name",
+            )
+    return found
 
 
 def _host_ip(fields: Fields) -> str:

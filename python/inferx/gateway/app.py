@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -33,13 +33,17 @@ from inferx.gateway.callers import Callers
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
 from inferx.gateway.keys import KeyRoutes
+from inferx.gateway.leader import LeaderLink
+from inferx.gateway.metrics import render
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
+from inferx.gateway.registration import Registration
 from inferx.gateway.views import ViewRoutes
 from inferx.gateway.workers import Workers
 from inferx.rpc import client
 
 DRAIN_MS = 30_000
+Feeder = Callable[[], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +61,8 @@ class Gateway:
         self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
+        self.control_socket = control_socket
+        self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
         tokens = token_verifier(config.keycloak)
         hasher = Hasher(key_secret(config))
@@ -87,26 +93,32 @@ class Gateway:
         except Exception as error:
             self.startup_error = error
             raise
-        state = client.channel(self._config.state_svc_addrs[0])
-        scheduler = client.channel(self._config.scheduler_addr)
+        state = client.channel(self._config.state_svc_addrs)
+        link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
-        workers = Workers(self._proxy, functions, scheduler, self._identity)
+        workers = Workers(self._proxy, functions, link, self._identity)
         callers = Callers(self._proxy, self._authenticator, state)
         pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
         access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
             *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
-            *ViewRoutes(functions, self._proxy.stats, state, scheduler, access).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
             *ObjectRoutes(functions, state, access).routes(),
         ]
         pump.start()
-        workers.start()
-        getting_ready = asyncio.create_task(self._get_ready(functions, workers, callers))
+        registration = Registration(
+            self._config,
+            self._identity.gateway_id,
+            lambda: workers.drop_all("the registration has lapsed"),
+        )
+        # The link before the workers: they ask whoever leads.
+        feeders = (functions.start, callers.start, link.start, registration.done)
+        getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
             yield
         finally:
-            self._proxy.set_not_ready("the gateway is stopping")
+            self._not_ready("the gateway is stopping")
             drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
             if not drained:
                 _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
@@ -114,18 +126,31 @@ class Gateway:
             await asyncio.gather(getting_ready, return_exceptions=True)
             await pump.stop()
             await workers.stop()
+            await registration.stop()
+            await link.stop()
             self._identity.release()
             await callers.stop()
             await functions.stop()
-            await asyncio.gather(state.close(None), scheduler.close(None))
+            await state.close(None)
 
-    async def _get_ready(self, functions: Functions, workers: Workers, callers: Callers) -> None:
-        self._proxy.set_not_ready("the objects are not known yet: waiting for the state service")
-        await functions.start()
-        await callers.start()
-        self._proxy.set_not_ready("waiting for the scheduler")
+    def metrics(self) -> bytes:
+        """The data plane's and this process's, in Prometheus text form."""
+        return render(self._proxy.stats())
+
+    def _not_ready(self, reason: str | None) -> None:
+        self.waits_for = reason
+        self._proxy.set_not_ready(reason)
+
+    async def _get_ready(
+        self, functions: Functions, workers: Workers, feeders: Iterable[Feeder]
+    ) -> None:
+        self._not_ready("the objects are not known yet: waiting for the state service")
+        for feed in feeders:
+            await feed()
+        workers.start()
+        self._not_ready("waiting for the scheduler")
         await workers.connected.wait()
-        self._proxy.set_not_ready(None)
+        self._not_ready(None)
         _log.info("gateway ready, %d functions", len(functions.all()))
 
 

@@ -80,6 +80,8 @@ def node_document(settings: Settings, directory: Path, ports: list[int]) -> dict
         "stateSvcAddrs": [f"{LOOPBACK}:{state}"],
         "schedulerAddr": f"{LOOPBACK}:{scheduler}",
         "runtime": settings.runtime,
+        # There is no standby here; a state service that is being restarted must not end the lead.
+        "leaderLeaseMs": 10_000,
         "idleParkMs": settings.idle_park_ms,
         "logLevel": settings.log_level,
         "logFormat": settings.log_format,
