@@ -73,7 +73,9 @@ def main() -> None:
     if MODE == "slow":
         time.sleep(float(ARGUMENT))
     ThreadingHTTPServer.daemon_threads = True
-    ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+    ThreadingHTTPServer(
+        (os.environ["INFERX_HOST"], int(os.environ["PORT"])), Handler
+    ).serve_forever()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
 from inferx.agent.view import AgentView
 from inferx.domain.cluster import Alloc
+from inferx.domain.function import FunctionSpec
 from inferx.domain.meta import check_name
 from inferx.errors import (
     BadRequest,
@@ -41,14 +42,6 @@ from inferx.errors import (
 )
 
 log = logging.getLogger("inferx.agent")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The node's name and the address at which its workers listen."""
-
-    node: str
-    host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -77,12 +70,11 @@ class CreateRequest:
 class Manager:
     """The node's registry of pods. Everything of it lies under one folder, locked by one agent."""
 
-    def __init__(self, identity: Identity, parts: Parts, view: AgentView, folder: Path) -> None:
+    def __init__(self, node: str, parts: Parts, view: AgentView, folder: Path) -> None:
         self._view = view
         self._folder = folder = folder.resolve()
         self._tools = Tools(
-            node=identity.node,
-            host=identity.host,
+            node=node,
             runtime=parts.runtime,
             ledger=parts.ledger,
             client=parts.client,
@@ -215,7 +207,8 @@ class Manager:
         folder = self._folder / pod_id
         if folder.exists():
             raise InvalidState(f"pod {pod_id} has ended on this node; use a new id")
-        self._tools.runtime.check(parse_launch(request.funcspec))
+        launch = parse_launch(request.funcspec)
+        self._tools.runtime.check(launch)
         alloc = parse_alloc(request.alloc)
         room = self._room(request.terminate, request.park, pod_id)
         per_device_mb = alloc.vram_mb_per_device
@@ -226,7 +219,7 @@ class Manager:
                 key=request.key,
                 funcspec=request.funcspec,
                 alloc=request.alloc,
-                port=self._free_port(),
+                port=self._port_for(launch),
                 state="Init",
                 since_ms=_now_ms(),
                 labels=request.labels,
@@ -271,11 +264,9 @@ class Manager:
             raise BadRequest(f"pod {key.id} belongs to another function")
         return pod
 
-    def _free_port(self) -> int:
+    def _port_for(self, launch: FunctionSpec) -> int:
         taken = {pod.record.port for pod in self.pods if pod.state not in TERMINAL}
-        while (port := self._tools.runtime.free_port()) in taken:
-            continue
-        return port
+        return self._tools.runtime.port_for(launch, taken)
 
     def _report(self, pod: Pod) -> None:
         self._view.show_pod(pod)

@@ -41,7 +41,6 @@ class Tools:
     """What every pod of a node works with."""
 
     node: str
-    host: str
     runtime: Runtime
     ledger: Ledger
     client: httpx.AsyncClient
@@ -298,12 +297,13 @@ class Pod:
             launch=self.launch,
             alloc=self.alloc,
             folder=self.folder,
-            host=self.tools.host,
+            host=self.tools.runtime.listen_host,
             port=self.record.port,
         )
 
     def _hold(self, worker: Worker) -> Worker:
         self.worker = worker
+        self.record.ip = worker.host
         worker.exited.add_done_callback(self._on_exit)
         return worker
 
@@ -336,7 +336,7 @@ class Pod:
     async def _prove(self, worker: Worker, timeout_s: float, *, again: bool = False) -> None:
         """Wait for the probe; `again` for a worker that has been ready before."""
         tools = self.tools
-        probe = Probe(tools.client, self.launch, tools.host, self.record.port, again=again)
+        probe = Probe(tools.client, self.launch, worker.host, self.record.port, again=again)
         await prove(probe, worker, self._ending, timeout_s)
 
     async def _fail(self, error: InferxError) -> InferxError:
@@ -370,7 +370,7 @@ class Pod:
                 state=self.state,
                 reason=self.record.reason,
                 since_ms=self.record.since_ms,
-                ip=self.tools.host,
+                ip=self.record.ip,
                 port=self.record.port,
                 gpus=devices_of(self.alloc),
                 vram_mb=self.tools.ledger.held_mb(self.key.id),

@@ -30,6 +30,7 @@ class Record:
     port: int
     state: str
     since_ms: int
+    ip: str = ""  # the worker's address, once it has one
     start: str = "cold"
     reason: str = ""
     error: str | None = None

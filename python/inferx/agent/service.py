@@ -15,11 +15,13 @@ from typing import Any
 
 from inferx.agent.gpus import discover
 from inferx.agent.ledger import Ledger
-from inferx.agent.manager import CreateRequest, Identity, Manager, Parts
+from inferx.agent.manager import CreateRequest, Manager, Parts
 from inferx.agent.pod import Pod
 from inferx.agent.probe import new_client
 from inferx.agent.register import Registrar
 from inferx.agent.runtimes.process import ProcessRuntime
+from inferx.agent.runtimes.protocol import Runtime
+from inferx.agent.runtimes.runc import Places, RuncRuntime
 from inferx.agent.spec import PodKey
 from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
@@ -31,8 +33,6 @@ from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve
 
 log = logging.getLogger("inferx.agent")
-
-WORKER_HOST = "127.0.0.1"
 
 
 class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
@@ -110,7 +110,7 @@ def _keys(requests: Iterable[Any]) -> list[PodKey]:
 
 
 def _address(pod: Pod) -> int:
-    return int(ipaddress.IPv4Address(pod.tools.host))
+    return int(ipaddress.IPv4Address(pod.record.ip))
 
 
 @dataclass(frozen=True)
@@ -127,21 +127,18 @@ class Agent:
     """A running node agent."""
 
     def __init__(self, config: NodeConfig, options: Options) -> None:
-        if config.runtime != "process":
-            raise ConfigError(f"runtime: {config.runtime!r} is not available, only process is")
         self._config = config
         self._options = options
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
         self.view = AgentView()
         parts = Parts(
-            runtime=ProcessRuntime(options.work_dir, options.environment),
+            runtime=_runtime(config, options),
             ledger=self.ledger,
             client=self._client,
             grace_s=options.grace_s,
         )
-        identity = Identity(config.node_name, WORKER_HOST)
-        self.manager = Manager(identity, parts, self.view, config.data_dir / "pods")
+        self.manager = Manager(config.node_name, parts, self.view, config.data_dir / "pods")
         self._servers: list[Server] = []
         self.podmgr_port = self.state_port = 0
         self._registration: asyncio.Task[None] | None = None
@@ -183,6 +180,21 @@ class Agent:
         await asyncio.gather(*(server.stop() for server in self._servers))
         await self.manager.close()
         await self._client.aclose()
+
+
+def _runtime(config: NodeConfig, options: Options) -> Runtime:
+    if config.runtime == "process":
+        return ProcessRuntime(options.work_dir, options.environment)
+    if config.runtime == "runc":
+        data, snapshots = config.data_dir.resolve(), config.snapshot_dir.resolve()
+        places = Places(
+            work_dir=options.work_dir,
+            images=data / "images",
+            pod_cidr=config.pod_cidr,
+            hidden=(data, snapshots),
+        )
+        return RuncRuntime(places, options.environment)
+    raise ConfigError(f"runtime: {config.runtime!r} is not available, only process and runc are")
 
 
 def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_port: int) -> Node:

@@ -148,6 +148,7 @@ class NodeConfig:
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
+    pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
     idle_park_ms: int = 5000
@@ -192,6 +193,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
         runtime=fields.choice("runtime", RUNTIMES, "process"),
+        pod_cidr=_pod_cidr(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
         idle_park_ms=fields.integer("idleParkMs", 5000, unit="milliseconds"),
@@ -238,6 +240,17 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
+
+
+def _pod_cidr(fields: Fields) -> str:
+    given = fields.string("podCidr", NodeConfig.pod_cidr)
+    try:
+        network = ipaddress.IPv4Network(given)
+    except ValueError as error:
+        fields.fail("podCidr", f"{given!r} is not an IPv4 network like 10.213.0.0/16: {error}")
+    if network.prefixlen > 29:
+        fields.fail("podCidr", f"{given} has no room for containers; give a /29 or larger")
+    return str(network)
 
 
 def _host_ip(fields: Fields) -> str:

@@ -20,7 +20,7 @@ from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
 
 # Of the configuration's runtimes, those that the node agent has.
-AVAILABLE_RUNTIMES = ("process",)
+AVAILABLE_RUNTIMES = ("process", "runc")
 
 
 @click.command()
@@ -44,7 +44,7 @@ AVAILABLE_RUNTIMES = ("process",)
     type=click.Choice(AVAILABLE_RUNTIMES),
     default="process",
     show_default=True,
-    help="How workers are run.",
+    help="How workers are run: as processes, or in containers of runc (needs root).",
 )
 @click.option(
     "--idle-park-ms",
