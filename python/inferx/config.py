@@ -13,6 +13,7 @@ from typing import Any
 
 from inferx.domain import codec
 from inferx.domain.nodeconfig import (
+    AuthConfig,
     BlobConfig,
     EtcdConfig,
     KeycloakConfig,
@@ -29,9 +30,9 @@ from inferx.domain.nodeconfig import (
 from inferx.errors import BadRequest, ConfigError
 
 __all__ = [
-    "SERVICES", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig", "NodeResourcesConfig",
-    "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment", "gpu_indices", "load",
-    "redact", "service_name",
+    "SERVICES", "AuthConfig", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig",
+    "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment",
+    "gpu_indices", "load", "redact", "service_name",
 ]  # fmt: skip
 
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
@@ -53,6 +54,7 @@ _ENVIRONMENT = {
     "KEYCLOAK_URL": ("keycloakconfig.url", "text"),
     "KEYCLOAK_REALM": ("keycloakconfig.realm", "text"),
     "INFERX_ADMIN_APIKEY": ("adminApikey_", "text"),
+    "INFERX_KEY_SECRET": ("keySecret_", "text"),
     "INFERX_DATA_DIR": ("dataDir", "text"),
     "INFERX_LOG_FORMAT": ("logFormat", "text"),
     "INFERX_LOG_LEVEL": ("logLevel", "text"),
