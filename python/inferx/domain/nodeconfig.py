@@ -147,7 +147,10 @@ class EtcdConfig:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used."""
+    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used.
+
+    `metrics_port` is that of probes and metrics, 0 for none.
+    """
 
     node_name: str
     resources: NodeResourcesConfig
@@ -163,6 +166,7 @@ class NodeConfig:
     statesvc_port: int = 1237
     scheduler_port: int = 1238
     gateway_port: int = 4000
+    metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
@@ -200,6 +204,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         statesvc_port=port["statSvcPort"],
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
+        metrics_port=fields.integer("metricsPort", 0, high=65535),
         state_svc_addrs=_addresses(fields, "stateSvcAddrs")
         or (f"127.0.0.1:{port['statSvcPort']}",),
         scheduler_addr=_address(

@@ -32,6 +32,7 @@ from inferx.gateway.callers import Callers
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
 from inferx.gateway.keys import KeyRoutes
+from inferx.gateway.metrics import render
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
 from inferx.gateway.views import ViewRoutes
@@ -56,6 +57,8 @@ class Gateway:
         self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
+        self.control_socket = control_socket
+        self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
         self._authenticator = Authenticator(Hasher(key_secret(config)), config.admin_apikey)
         self._proxy = Proxy(
@@ -103,7 +106,7 @@ class Gateway:
         try:
             yield
         finally:
-            self._proxy.set_not_ready("the gateway is stopping")
+            self._not_ready("the gateway is stopping")
             drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
             if not drained:
                 _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
@@ -116,13 +119,21 @@ class Gateway:
             await functions.stop()
             await asyncio.gather(state.close(None), scheduler.close(None))
 
+    def metrics(self) -> bytes:
+        """The data plane's and this process's, in Prometheus text form."""
+        return render(self._proxy.stats())
+
+    def _not_ready(self, reason: str | None) -> None:
+        self.waits_for = reason
+        self._proxy.set_not_ready(reason)
+
     async def _get_ready(self, functions: Functions, workers: Workers, callers: Callers) -> None:
-        self._proxy.set_not_ready("the objects are not known yet: waiting for the state service")
+        self._not_ready("the objects are not known yet: waiting for the state service")
         await functions.start()
         await callers.start()
-        self._proxy.set_not_ready("waiting for the scheduler")
+        self._not_ready("waiting for the scheduler")
         await workers.connected.wait()
-        self._proxy.set_not_ready(None)
+        self._not_ready(None)
         _log.info("gateway ready, %d functions", len(functions.all()))
 
 

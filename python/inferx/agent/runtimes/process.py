@@ -26,7 +26,7 @@ from inferx.errors import BadRequest, InferxError, StartFailed
 KILL_BOUND_S = 10.0
 FREEZE_BOUND_S = 10.0
 GONE_POLL_S = 0.01
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
 
 class ProcessWorker:
@@ -39,13 +39,14 @@ class ProcessWorker:
         pidfd: int,
         limits: Limits,
         popen: subprocess.Popen[bytes] | None = None,
+        host: str = LOOPBACK,
     ) -> None:
         self.pid = pid
         self._start_ticks = start_ticks
         self._pidfd = pidfd
         self._limits = limits
         self._popen = popen
-        self.host = HOST
+        self.host = host
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[Exit] = self._loop.create_future()
         self._loop.add_reader(pidfd, self._on_exit)
@@ -172,15 +173,18 @@ class ProcessWorker:
 
 
 class ProcessRuntime:
-    """Starts and adopts workers in the given folder, on this machine's loopback address."""
+    """Starts and adopts workers in the given folder; `host` is the address of this machine that
+    they have to listen on."""
 
     name = "process"
-    listen_host = HOST
     freeze_frees_gpu = False
     checkpoints: Checkpoints | None = None  # needs namespaces of its own: see the runc runtime
 
-    def __init__(self, work_dir: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, work_dir: Path, environment: Mapping[str, str], host: str = LOOPBACK
+    ) -> None:
         self._work_dir = work_dir
+        self.listen_host = host
         self._inherited = {name: environment[name] for name in INHERITED if name in environment}
         self._inherited.setdefault("PATH", os.defpath)
 
@@ -195,7 +199,7 @@ class ProcessRuntime:
     def port_for(self, launch: FunctionSpec, taken: Container[int]) -> int:
         while True:
             with socket.socket() as probe:
-                probe.bind((HOST, 0))
+                probe.bind((self.listen_host, 0))
                 port = int(probe.getsockname()[1])
             if port not in taken:
                 return port
@@ -218,7 +222,9 @@ class ProcessRuntime:
         found = procfs.stat(popen.pid)
         if found is None:
             raise StartFailed(f"process {popen.pid} was reaped by somebody else")
-        return ProcessWorker(popen.pid, found.start_ticks, pidfd, limits, popen)
+        return ProcessWorker(
+            popen.pid, found.start_ticks, pidfd, limits, popen, self.listen_host
+        )
 
     async def adopt(self, folder: Path, record: Mapping[str, Any]) -> ProcessWorker | None:
         limits = Limits(record.get("cgroups", ()), record.get("notes", ()))
@@ -240,7 +246,7 @@ class ProcessRuntime:
         # The descriptor is taken first: what it names cannot change after this comparison.
         found = procfs.stat(pid)
         if found is not None and found.start_ticks == start_ticks and found.is_live:
-            return ProcessWorker(pid, start_ticks, pidfd, limits)
+            return ProcessWorker(pid, start_ticks, pidfd, limits, host=self.listen_host)
         os.close(pidfd)
         # With the number given to a foreign process, nothing of our session can be left.
         reused = found is not None and found.start_ticks != start_ticks
