@@ -222,9 +222,7 @@ class ProcessRuntime:
         found = procfs.stat(popen.pid)
         if found is None:
             raise StartFailed(f"process {popen.pid} was reaped by somebody else")
-        return ProcessWorker(
-            popen.pid, found.start_ticks, pidfd, limits, popen, self.listen_host
-        )
+        return ProcessWorker(popen.pid, found.start_ticks, pidfd, limits, popen, self.listen_host)
 
     async def adopt(self, folder: Path, record: Mapping[str, Any]) -> ProcessWorker | None:
         limits = Limits(record.get("cgroups", ()), record.get("notes", ()))
