@@ -23,9 +23,10 @@ from inferx.agent.epoch import EpochGuard
 from inferx.agent.housekeeping import Housekeeper
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
-from inferx.agent.pod import Pod, Room, Tools
+from inferx.agent.pod import SERVING, Pod, Room, Tools
 from inferx.agent.podstate import TERMINAL
 from inferx.agent.runtimes.protocol import Runtime
+from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
 from inferx.agent.view import AgentView
 from inferx.domain.cluster import Alloc
@@ -37,6 +38,7 @@ from inferx.errors import (
     InferxError,
     InvalidState,
     NotFound,
+    NotSupported,
     StartFailed,
     Unavailable,
 )
@@ -52,6 +54,7 @@ class Parts:
     ledger: Ledger
     client: httpx.AsyncClient
     grace_s: float = 5.0
+    snapshots: Snapshots | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class CreateRequest:
     annotations: dict[str, str]
     terminate: Sequence[PodKey] = ()
     park: Sequence[PodKey] = ()
+    purpose: str = "serve"
 
 
 class Manager:
@@ -76,6 +80,7 @@ class Manager:
         self._tools = Tools(
             node=node,
             runtime=parts.runtime,
+            snapshots=parts.snapshots,
             ledger=parts.ledger,
             client=parts.client,
             report=self._report,
@@ -110,9 +115,27 @@ class Manager:
             await pod.settled(verb)
         if pod.state in TERMINAL:
             raise StartFailed(f"pod {pod.key.id} is {pod.state}: {pod.record.error or 'ended'}")
-        if pod.state != "Ready":
+        if pod.state not in SERVING:
             raise InvalidState(f"pod {pod.key.id} exists and is {pod.state}")
         return pod
+
+    async def take_snapshot(self, request: CreateRequest) -> None:
+        """Start a pod for its snapshot only: it ends once that is published.
+
+        Raises as `create` does, and NotSupported where the runtime cannot save workers.
+        """
+        snapshots = self._tools.snapshots
+        if snapshots is None:
+            name = self._tools.runtime.name
+            raise NotSupported(f"create_type: the {name} runtime of this node keeps no snapshots")
+        pod = await self.create(request)
+        await snapshots.settled()
+        await pod.terminate()
+
+    async def remove_snapshot(self, funckey: str) -> None:
+        """Remove what is kept of a function; nothing there is fine."""
+        if self._tools.snapshots is not None:
+            await self._tools.snapshots.forget(funckey)
 
     async def resume(
         self, key: PodKey, alloc: str, terminate: Sequence[PodKey], park: Sequence[PodKey]
@@ -128,7 +151,7 @@ class Manager:
             new = self._resumable_with(pod, alloc)
             self._tools.ledger.promise(key.id, devices_of(new), new.vram_mb_per_device, room.ids)
             pod.resume(new, room)
-        elif pod.state not in ("Ready", "Standby", "Resuming"):
+        elif pod.state not in (*SERVING, "Standby", "Resuming"):
             raise InvalidState(f"pod {key.id} is {pod.state}; only Standby can be resumed")
         for verb in ("adopted", "resume"):
             await pod.settled(verb)
@@ -191,6 +214,8 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
         for pod in self.pods:
             await pod.let_go()
+        if self._tools.snapshots is not None:
+            await self._tools.snapshots.settled()
         os.close(self._lock)
 
     # ---- inside ----
@@ -224,6 +249,7 @@ class Manager:
                 since_ms=_now_ms(),
                 labels=request.labels,
                 annotations=request.annotations,
+                purpose=request.purpose,
             )
             pod = Pod(self._tools, folder, record)
         except OSError as error:

@@ -23,6 +23,7 @@ from inferx.agent.register import Registrar
 from inferx.agent.runtimes.process import ProcessRuntime
 from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.runtimes.runc import Places, RuncRuntime
+from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey
 from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
@@ -46,9 +47,9 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
         self, request: pb.CreateFuncPodReq, context: Any
     ) -> pb.CreateFuncPodResp:
         self._manager.epochs.check(request.epoch)
-        if request.create_type != pb.Normal:
-            kind = pb.CreatePodType.Name(request.create_type)
-            raise BadRequest(f"create_type: {kind} is not possible on this node")
+        if request.create_type not in (pb.Normal, pb.Snapshot, pb.Restore):
+            raise BadRequest(f"create_type: {request.create_type} is not known")
+        only_snapshot = request.create_type == pb.Snapshot
         create = CreateRequest(
             key=_key(request),
             funcspec=request.funcspec,
@@ -57,9 +58,17 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
             annotations={item.key: item.val for item in request.annotations},
             terminate=_keys(request.terminate_pods),
             park=_keys(request.park_pods),
+            purpose="snapshot" if only_snapshot else "serve",
         )
+        if only_snapshot:
+            await self._manager.take_snapshot(create)
+            return pb.CreateFuncPodResp()
+        # A pod that is to be restored starts from nothing where its snapshot cannot be used, and
+        # one that may start either way uses the snapshot when there is one.
         pod = await self._manager.create(create)
-        return pb.CreateFuncPodResp(ipaddress=_address(pod), port=pod.record.port)
+        return pb.CreateFuncPodResp(
+            ipaddress=_address(pod), port=pod.record.port, start=pod.record.start
+        )
 
     async def TerminatePod(self, request: pb.TerminatePodReq, context: Any) -> pb.TerminatePodResp:
         self._manager.epochs.check(request.epoch)
@@ -92,7 +101,7 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
     async def RemoveSnapshot(
         self, request: pb.RemoveSnapshotReq, context: Any
     ) -> pb.RemoveSnapshotResp:
-        """This node keeps no snapshots, so the wanted state is already there."""
+        await self._manager.remove_snapshot(request.funckey)
         return pb.RemoveSnapshotResp()
 
 
@@ -133,8 +142,10 @@ class Agent:
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
         self.view = AgentView()
+        runtime = _runtime(config, options)
         parts = Parts(
-            runtime=_runtime(config, options),
+            runtime=runtime,
+            snapshots=self._snapshots(runtime),
             ledger=self.ledger,
             client=self._client,
             grace_s=options.grace_s,
@@ -144,6 +155,17 @@ class Agent:
         self.podmgr_port = self.state_port = 0
         self._registrar: Registrar | None = None
         self._registration: asyncio.Task[None] | None = None
+
+    def _snapshots(self, runtime: Runtime) -> Snapshots | None:
+        if runtime.checkpoints is None:
+            return None
+        return Snapshots(
+            self._config.snapshot_dir,
+            runtime.checkpoints,
+            self._config.snapshot_budget_mb,
+            self.view.show_snapshot,
+            self._config.node_name,
+        )
 
     async def start(self) -> None:
         """Adopt what runs, then listen, then register; raises Unavailable for a taken port."""

@@ -171,6 +171,7 @@ class NodeConfig:
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
+    snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
     pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
@@ -218,6 +219,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
         runtime=fields.choice("runtime", RUNTIMES, "process"),
+        snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
         pod_cidr=_pod_cidr(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
