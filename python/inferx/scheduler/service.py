@@ -76,7 +76,9 @@ class Scheduler:
         ):
             self._informers[kind].subscribe(tell)
         await self._links.synced(AGENTS_SYNC_S)
-        servicer = SchedulerServicer(self.brain, self.epoch, self._address_of, self._learn)
+        servicer = SchedulerServicer(
+            self.brain, self.epoch, self._address_of, self._learn, self._start_of
+        )
         add_scheduler: Any = na_pb2_grpc.add_SchedulerServiceServicer_to_server
         add_view: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
         self._server = await serve(
@@ -125,6 +127,7 @@ class Scheduler:
         if event == DELETED:
             self._learned.pop(obj.key, None)
             self._observe(facts.function_gone(obj))
+            self._orders.remove_snapshots(obj.key)
             return
         policy = resolve_policy(obj, self._informers["funcpolicy"].get)
         self._observe(facts.function_fact(obj, policy))
@@ -153,6 +156,10 @@ class Scheduler:
             raise FunctionNotFound(f"no function {tenant}/{namespace}/{name}") from error
         self._learned[key] = convert.from_proto(answer.obj)
         self._function_changed("learned", self._learned[key])
+
+    def _start_of(self, pod_id: str, start: str) -> str:
+        """The core knows of starts and resumes; the agent decides whether one has a snapshot."""
+        return "snapshot" if start == "cold" and pod_id in self._orders.from_snapshot else start
 
     def _address_of(self, pod_id: str) -> tuple[str, int]:
         found = self._orders.addresses.get(pod_id)

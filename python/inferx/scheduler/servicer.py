@@ -22,17 +22,22 @@ from inferx.scheduler.brain import LEASE_TTL_MS, Brain, Granted, Wish
 _log = logging.getLogger(__name__)
 
 AddressOf = Callable[[str], tuple[str, int]]
+StartOf = Callable[[str, str], str]
 Learn = Callable[[Key], Awaitable[None]]
 
 
 class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
-    """`address_of` finds a pod's address; `learn` reads a function that is not known yet."""
+    """`address_of` finds a pod's address; `learn` reads a function that is not known yet;
+    `start_of` refines how a granted pod was started."""
 
-    def __init__(self, brain: Brain, epoch: int, address_of: AddressOf, learn: Learn) -> None:
+    def __init__(
+        self, brain: Brain, epoch: int, address_of: AddressOf, learn: Learn, start_of: StartOf
+    ) -> None:
         self._brain = brain
         self._epoch = epoch
         self._address_of = address_of
         self._learn = learn
+        self._start_of = start_of
 
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
         """A gateway says which leases it holds; those that it must drop are named."""
@@ -78,7 +83,8 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
                 raise
             if context.cancelled():
                 self._brain.give_back(granted.lease_id)
-        metrics.granted(granted.start, time.monotonic() - begun)
+        start = self._start_of(granted.pod_id, granted.start)
+        metrics.granted(start, time.monotonic() - begun)
         return self._answer(granted)
 
     def _answer(self, granted: Granted) -> pb.LeaseWorkerResp:
@@ -97,7 +103,7 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
             lease_id=str(granted.lease_id),
             epoch=self._epoch,
             slots=granted.slots,
-            start=granted.start,
+            start=self._start_of(granted.pod_id, granted.start),
             expires_ms=LEASE_TTL_MS,
         )
 
