@@ -510,6 +510,16 @@ class SchedulerCore:
         """A heartbeat. False for an unknown gateway, which has to connect and announce its
         leases."""
 
+    def expect(self, now_ms: int, gateway_ids: list[int]) -> None:
+        """A new leader names every gateway that may hold leases of its predecessor. Adopted pods
+        are free as soon as all of them were `heard`, or their time is over."""
+
+    def heard(self, now_ms: int, gateway_id: int) -> None:
+        """A gateway has told all leases that it holds."""
+
+    def holds(self, gateway_id: int, lease_id: int) -> bool:
+        """Whether the lease is live and the gateway's."""
+
     def announce(
         self, now_ms: int, gateway_id: int, lease_id: int, pod_id: str, slots: int
     ) -> bool:

@@ -99,6 +99,7 @@ class KeycloakConfig:
     issuer: str = ""
     client_id: str = "inferx"
     audience: str = ""
+    allow_http: bool = False
 
     @property
     def issuer_url(self) -> str:
@@ -168,6 +169,7 @@ class NodeConfig:
     gateway_port: int = 4000
     metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
+    leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
@@ -206,8 +208,10 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
         metrics_port=fields.integer("metricsPort", 0, high=65535),
-        state_svc_addrs=_addresses(fields, "stateSvcAddrs")
-        or (f"127.0.0.1:{port['statSvcPort']}",),
+        state_svc_addrs=_several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        leader_lease_ms=fields.integer(
+            "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
+        ),
         scheduler_addr=_address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
         ),
@@ -281,6 +285,20 @@ def _pod_cidr(fields: Fields) -> str:
     return str(network)
 
 
+def _several(fields: Fields, name: str) -> tuple[str, ...]:
+    """Addresses of replicas. One may be a name (which stands for all its addresses)."""
+    found = _addresses(fields, name)
+    for address in found if len(found) > 1 else ():
+        try:
+            ipaddress.IPv4Address(address.rpartition(":")[0])
+        except ValueError:
+            fields.fail(
+                name,
+                f"of several each has to be an IPv4 address, {address!r} is not; or give one name",
+            )
+    return found
+
+
 def _host_ip(fields: Fields) -> str:
     """`hostIp`, or this machine's address inside `hostIpCidr`, or the loopback address."""
     cidr = fields.string("hostIpCidr", "")
@@ -338,6 +356,7 @@ def _read_keycloak(fields: Fields) -> KeycloakConfig:
         issuer=fields.string("issuer", ""),
         client_id=fields.string("clientId", "inferx"),
         audience=fields.string("audience", ""),
+        allow_http=fields.boolean("allowHttp", False),
     )
 
 

@@ -66,6 +66,8 @@ pub struct Core {
     leases: Leases,
     tickets: Tickets,
     gateways: BTreeMap<i64, u64>,
+    /// Who speaks for the gateways of a former scheduler; see `announce.rs`.
+    roll: announce::Roll,
     timers: Timers,
     /// Functions to look at before the verb returns.
     dirty: BTreeSet<FuncId>,
@@ -102,6 +104,7 @@ impl Core {
             leases,
             tickets: Tickets::default(),
             gateways: BTreeMap::new(),
+            roll: announce::Roll::default(),
             timers: Timers::default(),
             dirty: BTreeSet::new(),
             unmet: BTreeSet::new(),

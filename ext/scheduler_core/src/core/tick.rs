@@ -64,15 +64,7 @@ impl Core {
         };
         pod.timer_ms = None;
         if pod.held_until_ms.is_some_and(|until| until <= now_ms) {
-            pod.held_until_ms = None;
-            let func = pod.func;
-            self.dirty.insert(func);
-            self.capacity_changed = true;
-            self.retire_unwanted(now_ms, ix);
-            if self.pods.contains_key(&ix) {
-                self.arm_pod(ix, now_ms + self.config.idle_park_ms);
-            }
-            return;
+            return self.release_held(now_ms, ix);
         }
         let pod = self.pod(ix);
         if let Some(until) = pod.held_until_ms {
