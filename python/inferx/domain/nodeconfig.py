@@ -150,7 +150,7 @@ class NodeConfig:
     runtime: str = "process"
     log_format: str = "text"
     log_level: str = "info"
-    idle_park_ms: int = 5000
+    idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -194,7 +194,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         runtime=fields.choice("runtime", RUNTIMES, "process"),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
-        idle_park_ms=fields.integer("idleParkMs", 5000, unit="milliseconds"),
+        idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
         blob=BlobConfig(
             enable=fields.boolean("enableBlobStore", False),
             type=fields.choice("blobStoreType", ("", "s3", "nfs"), ""),

@@ -26,7 +26,7 @@ class Settings:
     port: int
     gpus: str
     runtime: str
-    idle_park_ms: int
+    idle_park_ms: int | None
     log_level: str
     log_format: str
     verbose: bool
@@ -79,10 +79,11 @@ def node_document(settings: Settings, directory: Path, ports: list[int]) -> dict
         "stateSvcAddrs": [f"{LOOPBACK}:{state}"],
         "schedulerAddr": f"{LOOPBACK}:{scheduler}",
         "runtime": settings.runtime,
-        "idleParkMs": settings.idle_park_ms,
         "logLevel": settings.log_level,
         "logFormat": settings.log_format,
     }
+    if settings.idle_park_ms is not None:
+        document["idleParkMs"] = settings.idle_park_ms
     chosen = simulated_gpus(settings.gpus)
     if chosen is not None:
         document["simulatedGPUs"] = [{"type": "Simulated", "count": chosen[0], "vramMB": chosen[1]}]

@@ -56,13 +56,16 @@ impl Core {
         let func = pod.func;
         if pod.leased == 0 {
             self.apply(now_ms, ix, Event::Lease);
+            self.pod_mut(ix).busy_since_ms = now_ms;
         }
+        let consumer = self.visit_begins(now_ms, func, "");
         let pod = self.pod_mut(ix);
         pod.leased += slots;
         pod.used_ms = now_ms;
         let request_id = String::new();
         let id: LeaseId = self.leases.insert(Lease {
             gateway,
+            consumer,
             request_id,
             func,
             pod: ix,
