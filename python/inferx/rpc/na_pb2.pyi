@@ -150,16 +150,20 @@ class ReturnWorkerResp(_message.Message):
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
 class RefreshGatewayReq(_message.Message):
-    __slots__ = ("gateway_id",)
+    __slots__ = ("gateway_id", "lease_ids")
     GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
     gateway_id: int
-    def __init__(self, gateway_id: _Optional[int] = ...) -> None: ...
+    lease_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, gateway_id: _Optional[int] = ..., lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RefreshGatewayResp(_message.Message):
-    __slots__ = ("error",)
+    __slots__ = ("error", "ended_lease_ids")
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ENDED_LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
     error: str
-    def __init__(self, error: _Optional[str] = ...) -> None: ...
+    ended_lease_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, error: _Optional[str] = ..., ended_lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class KillPodReq(_message.Message):
     __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id")

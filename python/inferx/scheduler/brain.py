@@ -16,8 +16,10 @@ from inferx._ext import SchedulerCore
 from inferx.domain.meta import Key
 from inferx.errors import InferxError, Unavailable, from_code
 
-LEASE_TTL_MS = 15_000
-TAKEOVER_MS = 4_000  # longer than the heartbeat of a gateway, which announces its leases then
+LEASE_TTL_MS = 10_000
+# A pod that was adopted is nobody else's before a lease of the former scheduler has run out, unless
+# every gateway has said what it holds.
+TAKEOVER_MS = LEASE_TTL_MS
 
 Fact = dict[str, Any]
 Effect = dict[str, Any]
@@ -128,6 +130,20 @@ class Brain:
         known = self._core.give_back(self.now_ms(), lease_id, ok)
         self._settle()
         return known
+
+    def expect(self, gateway_ids: list[int]) -> None:
+        """These gateways may hold leases of the former scheduler; there are no others."""
+        self._core.expect(self.now_ms(), gateway_ids)
+        self._settle()
+
+    def heard(self, gateway_id: int) -> None:
+        """A gateway has told all leases that it holds."""
+        self._core.heard(self.now_ms(), gateway_id)
+        self._settle()
+
+    def holds(self, gateway_id: int, lease_id: int) -> bool:
+        """Whether the lease is live and the gateway's."""
+        return self._core.holds(gateway_id, lease_id)
 
     def connect(self, gateway_id: int) -> None:
         """A gateway is there."""

@@ -62,6 +62,7 @@ AVAILABLE_RUNTIMES = ("process",)
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
+@click.option("--auth", is_flag=True, help="Ask callers for a key; see .inferx/admin-key.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the logs of the services here, too.")
 def up(
     directory: Path,
@@ -71,6 +72,7 @@ def up(
     idle_park_ms: int | None,
     log_level: str,
     log_format: str,
+    auth: bool,
     verbose: bool,
 ) -> None:
     """Run the whole platform on this machine until Ctrl-C.
@@ -79,7 +81,7 @@ def up(
     they fail, and stops all of them and every worker at the end. Objects are kept in --dir.
     """
     settings = Settings(
-        directory, port, gpus, runtime, idle_park_ms, log_level, log_format, verbose
+        directory, port, gpus, runtime, idle_park_ms, log_level, log_format, verbose, auth
     )
     supervisor.run(settings, lambda line: click.echo(f"inferx: {line}", err=True))
 

@@ -69,6 +69,8 @@ pub struct Core {
     leases: Leases,
     tickets: Tickets,
     gateways: BTreeMap<i64, u64>,
+    /// Who speaks for the gateways of a former scheduler; see `announce.rs`.
+    roll: announce::Roll,
     timers: Timers,
     warmth: Warmth,
     /// Functions to look at before the verb returns.
@@ -107,6 +109,7 @@ impl Core {
             leases,
             tickets: Tickets::default(),
             gateways: BTreeMap::new(),
+            roll: announce::Roll::default(),
             timers: Timers::default(),
             warmth,
             dirty: BTreeSet::new(),

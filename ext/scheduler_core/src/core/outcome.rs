@@ -201,6 +201,7 @@ impl Core {
         };
         let until_ms = now_ms + self.config.takeover_ms;
         let standby = matches!(state, State::Standby | State::Parking | State::Terminating);
+        let held = !standby && self.roll.doubts(self.gateways.keys().copied());
         let pod = Pod {
             op: (state == State::Terminating).then_some(Op::Terminate),
             parked: match state {
@@ -215,7 +216,7 @@ impl Core {
             } else {
                 StartKind::Cold
             },
-            held_until_ms: (!standby).then_some(until_ms),
+            held_until_ms: held.then_some(until_ms),
             adopted: true,
             reason: fact.reason,
             ..new_pod(
@@ -243,10 +244,13 @@ impl Core {
             node.ledger.take(&extra);
         }
         self.functions.get_mut(&func).expect("just found").surplus = true;
-        self.arm_pod(ix, until_ms);
+        match !held && state == State::Idle {
+            true => self.arm_idle(now_ms, ix),
+            false => self.arm_pod(ix, until_ms),
+        }
         self.dirty.insert(func);
         self.capacity_changed = true;
-        if standby {
+        if !held {
             self.retire_unwanted(now_ms, ix);
         }
     }

@@ -69,15 +69,7 @@ impl Core {
         };
         pod.timer_ms = None;
         if pod.held_until_ms.is_some_and(|until| until <= now_ms) {
-            pod.held_until_ms = None;
-            let func = pod.func;
-            self.dirty.insert(func);
-            self.capacity_changed = true;
-            self.retire_unwanted(now_ms, ix);
-            if self.pods.contains_key(&ix) {
-                self.arm_idle(now_ms, ix);
-            }
-            return;
+            return self.release_held(now_ms, ix);
         }
         let pod = self.pod(ix);
         if let Some(until) = pod.held_until_ms {

@@ -129,6 +129,18 @@ impl SchedulerCore {
         self.core.connect(now_ms, gateway_id);
     }
 
+    fn expect(&mut self, now_ms: u64, gateway_ids: Vec<i64>) {
+        self.core.expect(now_ms, &gateway_ids);
+    }
+
+    fn heard(&mut self, now_ms: u64, gateway_id: i64) {
+        self.core.heard(now_ms, gateway_id);
+    }
+
+    fn holds(&self, gateway_id: i64, lease_id: u64) -> bool {
+        self.core.holds(gateway_id, lease_id)
+    }
+
     fn replace(&mut self, now_ms: u64, gateway_id: i64) {
         self.core.replace(now_ms, gateway_id);
     }

@@ -1,9 +1,9 @@
 //! A node, functions and a clock to tell small stories with; `check` runs after each step.
 
 use scheduler_core::Core;
-use scheduler_core::messages::{Answer, Ask, Effect, Fact, Outcome, PodRef, StartOrder};
+use scheduler_core::messages::{Answer, Ask, Effect, Fact, Outcome, PodFact, PodRef, StartOrder};
 use scheduler_core::model::{Config, FuncKey, Policy, Spec};
-use scheduler_core::nodes::{Capacity, GpuCapacity};
+use scheduler_core::nodes::{Capacity, GpuCapacity, GpuShare, Holding};
 use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
 
@@ -173,6 +173,29 @@ impl World {
         self.now += ms;
         self.core.tick(self.now);
         self.core.check(self.now);
+    }
+
+    /// An agent shows a pod of a former scheduler process.
+    pub fn adopted(&mut self, name: &str, pod_id: &str, state: State) {
+        let share = GpuShare {
+            index: 0,
+            mib: 14_400,
+            contexts: 1,
+        };
+        self.observe(Fact::Pod(PodFact {
+            pod_id: pod_id.into(),
+            node: "one".into(),
+            key: key(name),
+            revision: 1,
+            state,
+            reason: String::new(),
+            held: Holding {
+                cpu_millis: 1_000,
+                mem_mib: 1_000,
+                cache_mib: 0,
+                gpus: vec![share],
+            },
+        }));
     }
 
     pub fn states(&self) -> Vec<State> {
