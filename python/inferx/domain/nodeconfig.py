@@ -177,7 +177,7 @@ class NodeConfig:
     pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
-    idle_park_ms: int = 5000
+    idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
@@ -227,7 +227,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         pod_cidr=_pod_cidr(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
-        idle_park_ms=fields.integer("idleParkMs", 5000, unit="milliseconds"),
+        idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
         blob=BlobConfig(
             enable=fields.boolean("enableBlobStore", False),
             type=fields.choice("blobStoreType", ("", "s3", "nfs"), ""),

@@ -93,6 +93,7 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
                         request_id=request.request_id,
                         slots=request.slots,
                         wait_ms=request.deadline_ms,
+                        consumer=request.consumer_tenant,
                     )
                 )
             except InferxError as error:

@@ -49,9 +49,9 @@ AVAILABLE_RUNTIMES = ("process", "runc")
 @click.option(
     "--idle-park-ms",
     type=click.IntRange(min=0),
-    default=5000,
-    show_default=True,
-    help="An idle worker gives its GPU back after this time.",
+    default=None,
+    help="An idle worker gives its GPU back after this time; without it what is known of each "
+    "function's calls decides.",
 )
 @click.option(
     "--log-level",
@@ -69,7 +69,7 @@ def up(
     port: int,
     gpus: str,
     runtime: str,
-    idle_park_ms: int,
+    idle_park_ms: int | None,
     log_level: str,
     log_format: str,
     auth: bool,
