@@ -173,9 +173,11 @@ class NodeConfig:
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
+    snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
+    pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
-    idle_park_ms: int = 5000
+    idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
@@ -223,9 +225,11 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
         runtime=fields.choice("runtime", RUNTIMES, "process"),
+        snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
+        pod_cidr=_pod_cidr(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
-        idle_park_ms=fields.integer("idleParkMs", 5000, unit="milliseconds"),
+        idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
         blob=BlobConfig(
             enable=fields.boolean("enableBlobStore", False),
             type=fields.choice("blobStoreType", ("", "s3", "nfs"), ""),
@@ -271,6 +275,17 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
+
+
+def _pod_cidr(fields: Fields) -> str:
+    given = fields.string("podCidr", NodeConfig.pod_cidr)
+    try:
+        network = ipaddress.IPv4Network(given)
+    except ValueError as error:
+        fields.fail("podCidr", f"{given!r} is not an IPv4 network like 10.213.0.0/16: {error}")
+    if network.prefixlen > 29:
+        fields.fail("podCidr", f"{given} has no room for containers; give a /29 or larger")
+    return str(network)
 
 
 def _several(fields: Fields, name: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
 
 # Of the configuration's runtimes, those that the node agent has.
-AVAILABLE_RUNTIMES = ("process",)
+AVAILABLE_RUNTIMES = ("process", "runc")
 
 
 @click.command()
@@ -44,14 +44,14 @@ AVAILABLE_RUNTIMES = ("process",)
     type=click.Choice(AVAILABLE_RUNTIMES),
     default="process",
     show_default=True,
-    help="How workers are run.",
+    help="How workers are run: as processes, or in containers of runc (needs root).",
 )
 @click.option(
     "--idle-park-ms",
     type=click.IntRange(min=0),
-    default=5000,
-    show_default=True,
-    help="An idle worker gives its GPU back after this time.",
+    default=None,
+    help="An idle worker gives its GPU back after this time; without it what is known of each "
+    "function's calls decides.",
 )
 @click.option(
     "--log-level",
@@ -69,7 +69,7 @@ def up(
     port: int,
     gpus: str,
     runtime: str,
-    idle_park_ms: int,
+    idle_park_ms: int | None,
     log_level: str,
     log_format: str,
     auth: bool,
