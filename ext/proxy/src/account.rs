@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::{HeaderValue, Method};
 use tokio::time::Instant;
 
 use crate::dispatch::{Function, Hub, Slot};
-use crate::relay::UploadState;
 use crate::stats::Start;
 
 /// How a call ended.
@@ -36,8 +34,8 @@ impl Outcome {
 #[derive(Debug)]
 pub(crate) struct Account {
     pub function: Arc<Function>,
-    pub request_id: HeaderValue,
-    pub method: Method,
+    pub request_id: Box<str>,
+    pub method: Box<str>,
     pub started: Instant,
     /// When the call got its slot for the first time.
     pub granted: Option<Instant>,
@@ -45,7 +43,7 @@ pub(crate) struct Account {
     pub slot: Option<Slot>,
     pub status: u16,
     pub bytes_out: u64,
-    pub upload: Arc<UploadState>,
+    pub bytes_in: u64,
     hub: Arc<Hub>,
     closed: bool,
 }
@@ -53,8 +51,8 @@ pub(crate) struct Account {
 impl Account {
     pub(crate) fn open(
         function: Arc<Function>,
-        request_id: HeaderValue,
-        method: Method,
+        request_id: Box<str>,
+        method: Box<str>,
         hub: Arc<Hub>,
     ) -> Self {
         Self {
@@ -67,7 +65,7 @@ impl Account {
             slot: None,
             status: 0,
             bytes_out: 0,
-            upload: Arc::default(),
+            bytes_in: 0,
             hub,
             closed: false,
         }
@@ -122,8 +120,8 @@ impl Account {
         };
         let _ = rmp::encode::write_array_len(out, 13);
         int(out, unix.as_millis() as u64);
-        text(out, self.request_id.to_str().unwrap_or_default());
-        text(out, self.method.as_str());
+        text(out, &self.request_id);
+        text(out, &self.method);
         text(out, &self.function.key);
         int(out, u64::from(self.status));
         text(out, outcome.name());
@@ -132,7 +130,7 @@ impl Account {
         float(out, ms(self.granted));
         float(out, ms(self.first_byte));
         float(out, ms(Some(now)));
-        int(out, self.upload.bytes.load(Ordering::Relaxed));
+        int(out, self.bytes_in);
         int(out, self.bytes_out);
     }
 }
