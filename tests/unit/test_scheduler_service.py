@@ -195,7 +195,7 @@ async def test_a_caller_that_leaves_takes_its_ticket_along(cluster: Cluster) -> 
     cluster.agent.gate.clear()
     leaving = asyncio.create_task(cluster.lease("f"))
     brain = cluster.scheduler.brain
-    await until(lambda: brain.stats()["tickets"] == 1)
+    await until(lambda: brain.stats()["tickets"] == 1 and cluster.agent.asked)
     leaving.cancel()
     await until(lambda: brain.stats()["tickets"] == 0)
     cluster.agent.gate.set()

@@ -216,16 +216,16 @@ async fn begin(
         return Err(Failure::Gone);
     }
     let body = std::mem::replace(&mut call.body, Body::Unread);
-    let (sent, coding) = match (&body, client.body) {
-        (Body::Unread, _) => (Sent::AsItCame, Coding::Raw),
-        (Body::Json(data), _) => (Sent::Json(data.len() as u64), Coding::Raw),
-        (Body::Begun(_), _) if matches!(call.head.framer, Framer::Chunked(_)) => {
-            (Sent::AsItCame, Coding::Chunked)
-        }
-        (Body::Begun(data), Framer::Length(left)) => {
-            (Sent::Length(data.len() as u64 + left), Coding::Raw)
-        }
-        (Body::Begun(data), _) => (Sent::Length(data.len() as u64), Coding::Raw),
+    let sent = match (&body, client.body) {
+        (Body::Unread, _) => Sent::AsItCame,
+        (Body::Json(data), _) => Sent::Json(data.len() as u64),
+        (Body::Begun(_), _) if matches!(call.head.framer, Framer::Chunked(_)) => Sent::AsItCame,
+        (Body::Begun(data), Framer::Length(left)) => Sent::Length(data.len() as u64 + left),
+        (Body::Begun(data), _) => Sent::Length(data.len() as u64),
+    };
+    let coding = match &body {
+        Body::Json(_) => Coding::Raw,
+        Body::Unread | Body::Begun(_) => Coding::of_upload(&call.head.framer),
     };
     let outgoing = Outgoing {
         target: &call.target,

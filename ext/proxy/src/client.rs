@@ -1,8 +1,9 @@
 //! One client's connection: its requests, its uploads, and its leaving.
 //! Must never take the silence of a client that waits for its answer for a fault.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -144,6 +145,18 @@ impl Client {
         self.poll_hangup(cx)
     }
 
+    /// Waits for something else, unless the client leaves first; None when it has.
+    pub(crate) async fn unless_gone<T>(&mut self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut wait = pin!(wait);
+        let outcome = poll_fn(|cx| match wait.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending => self.poll_gone(cx).map(|()| None),
+        })
+        .await;
+        self.unwatch();
+        outcome
+    }
+
     /// Ready when the client has left, without reading from it.
     pub(crate) fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.hangup.is_none() {
@@ -222,7 +235,7 @@ impl Client {
                 self.fill().await?;
             }
             let (wire, body) = (&mut self.wire, &mut self.body);
-            let used = body.advance(wire.unread(), |piece| data.extend_from_slice(piece));
+            let used = body.advance(wire.unread(), |piece| data.extend_from_slice(piece.data()));
             let used = used
                 .map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal.message))?;
             wire.consume(used);

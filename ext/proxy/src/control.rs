@@ -38,7 +38,8 @@ pub(crate) async fn serve(
     };
     let text = headers::write_request(&head, &outgoing);
     let limit = core.config.body_bytes_max;
-    let mut upload = Upload::new(Pump::new(text, Coding::Raw, limit), limit);
+    let coding = Coding::of_upload(&head.framer);
+    let mut upload = Upload::new(Pump::new(text, coding, limit), limit);
     let patience = Patience {
         first_byte: core.config.control_idle_timeout,
         idle: core.config.idle_timeout,

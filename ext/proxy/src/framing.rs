@@ -25,6 +25,23 @@ const fn bad(message: &'static str) -> Refusal {
     }
 }
 
+/// A part of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Piece<'a> {
+    Data(&'a [u8]),
+    /// Bytes of the trailer fields, each line with its end.
+    Trailer(&'a [u8]),
+}
+
+impl<'a> Piece<'a> {
+    pub(crate) fn data(self) -> &'a [u8] {
+        match self {
+            Self::Data(data) => data,
+            Self::Trailer(_) => &[],
+        }
+    }
+}
+
 /// Where a body ends; what has been read of it is counted off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framer {
@@ -46,23 +63,23 @@ impl Framer {
         }
     }
 
-    /// Reads on in `bytes`, hands the body's data in them to `data`, and returns how many of them
-    /// belong to this body.
+    /// Reads on in `bytes`, hands out what the body has in them, and returns how many belong
+    /// to it.
     pub(crate) fn advance(
         &mut self,
         bytes: &[u8],
-        mut data: impl FnMut(&[u8]),
+        mut hand_out: impl FnMut(Piece<'_>),
     ) -> Result<usize, Refusal> {
         match self {
             Self::Length(left) => {
                 let mine = (*left).min(bytes.len() as u64) as usize;
                 *left -= mine as u64;
-                data(&bytes[..mine]);
+                hand_out(Piece::Data(&bytes[..mine]));
                 Ok(mine)
             }
-            Self::Chunked(chunks) => chunks.advance(bytes, data),
+            Self::Chunked(chunks) => chunks.advance(bytes, hand_out),
             Self::UntilClose => {
-                data(bytes);
+                hand_out(Piece::Data(bytes));
                 Ok(bytes.len())
             }
         }

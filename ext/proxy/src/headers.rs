@@ -45,7 +45,10 @@ pub(crate) fn write_request(head: &RequestHead, out: &Outgoing<'_>) -> Vec<u8> {
         match field.known {
             Known::Connection | Known::HopByHop | Known::Upgrade | Known::Expect => {}
             Known::RequestId | Known::TransferEncoding => {}
-            Known::ContentLength if out.sent != Sent::AsItCame => {}
+            Known::ContentLength if out.sent == Sent::AsItCame => {
+                push_field(&mut text, b"content-length: ", value);
+            }
+            Known::ContentLength => {}
             Known::ContentType if matches!(out.sent, Sent::Json(_)) => {}
             Known::Te if accepts_trailers(value) => text.extend_from_slice(b"te: trailers\r\n"),
             Known::Te => {}
@@ -119,12 +122,16 @@ pub(crate) fn write_answer(head: &AnswerHead, told: &Told<'_>) -> Vec<u8> {
     push_status(&mut text, head.status);
     text.extend_from_slice(head.reason());
     text.extend_from_slice(b"\r\n");
-    let mut has_date = false;
+    let (mut has_date, mut has_length) = (false, false);
     for field in &head.fields {
         match field.known {
             Known::Connection | Known::HopByHop | Known::Upgrade | Known::Te => {}
             Known::RequestId | Known::TransferEncoding => {}
-            Known::ContentLength if head.status == 204 => {}
+            Known::ContentLength if head.status == 204 || has_length => {}
+            Known::ContentLength => {
+                has_length = true;
+                push_field(&mut text, b"content-length: ", field.value.of(&head.raw));
+            }
             _ if head.ends_here(field) => {}
             known => {
                 has_date |= known == Known::Date;

@@ -4,7 +4,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use crate::framing::{Framer, Refusal};
+use crate::framing::{Framer, Piece, Refusal};
 use crate::socket::{Socket, Wire, with_scratch};
 
 /// How the body leaves.
@@ -14,8 +14,18 @@ pub(crate) enum Coding {
     Raw,
     /// Without the framing it came in.
     Plain,
-    /// In chunks of its own, ended by the last chunk.
+    /// In chunks of its own without extensions, with the trailers that came.
     Chunked,
+}
+
+impl Coding {
+    /// How an upload leaves: a client's chunk extensions are not a worker's business.
+    pub(crate) fn of_upload(framer: &Framer) -> Self {
+        match framer {
+            Framer::Chunked(_) => Self::Chunked,
+            Framer::Length(_) | Framer::UntilClose => Self::Raw,
+        }
+    }
 }
 
 /// Why a body did not arrive. Whose side failed decides what follows, how it failed does not.
@@ -49,6 +59,8 @@ pub(crate) struct Pump {
     /// Nothing that was pending at first has been overwritten.
     intact: bool,
     taken: bool,
+    /// The chunk of size zero was written, trailers follow.
+    last_chunk: bool,
     limit: u64,
     /// Data bytes taken so far.
     pub bytes: u64,
@@ -65,6 +77,7 @@ impl Pump {
             sent: 0,
             intact: true,
             taken: false,
+            last_chunk: false,
             limit,
             bytes: 0,
             blocked: false,
@@ -207,7 +220,7 @@ impl Pump {
 
     fn count(&mut self, framer: &mut Framer, bytes: &[u8]) -> Result<usize, Fault> {
         let mut data = 0;
-        let used = framer.advance(bytes, |piece| data += piece.len() as u64);
+        let used = framer.advance(bytes, |piece| data += piece.data().len() as u64);
         let used = used.map_err(Fault::Framing)?;
         self.bytes += data;
         if self.bytes > self.limit {
@@ -228,14 +241,20 @@ impl Pump {
             return Ok(used);
         }
         let chunked = self.coding == Coding::Chunked;
-        let pending = &mut self.pending;
+        let (pending, last_chunk) = (&mut self.pending, &mut self.last_chunk);
         let mut data = 0;
         let used = framer.advance(bytes, |piece| {
-            data += piece.len() as u64;
-            if chunked {
-                push_chunk(pending, piece);
-            } else {
-                pending.extend_from_slice(piece);
+            data += piece.data().len() as u64;
+            match piece {
+                Piece::Data(piece) if chunked => push_chunk(pending, piece),
+                Piece::Data(piece) => pending.extend_from_slice(piece),
+                Piece::Trailer(bytes) if chunked => {
+                    if !std::mem::replace(last_chunk, true) {
+                        pending.extend_from_slice(b"0\r\n");
+                    }
+                    pending.extend_from_slice(bytes);
+                }
+                Piece::Trailer(_) => {}
             }
         });
         let used = used.map_err(Fault::Framing)?;
@@ -255,7 +274,8 @@ impl Pump {
                 if self.sent > 0 && self.sent == self.pending.len() {
                     self.refill(&[]);
                 }
-                self.pending.extend_from_slice(b"0\r\n\r\n");
+                let end = if self.last_chunk { "\r\n" } else { "0\r\n\r\n" };
+                self.pending.extend_from_slice(end.as_bytes());
             }
         }
         self.taken

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::account::Account;
+use crate::account::{self, Account};
+use crate::auth::Caller;
 use crate::call::{self, Body, Call, Failure};
 use crate::client::Client;
 use crate::control;
@@ -105,7 +106,7 @@ async fn respond(
     let (path, _) = head.path_and_query();
     match path {
         _ if path.starts_with("/funccall/") && path.len() > 10 => {
-            let call = path_call(core, head, id)?;
+            let call = path_call(core, client, head, id).await?;
             call::serve(core, client, call, keep_alive).await
         }
         "/" | "/healthz" if head.is_read() => health(client, &head, id, "ok\n", keep_alive).await,
@@ -139,14 +140,20 @@ async fn health(
 }
 
 /// `* /funccall/{tenant}/{namespace}/{function}/{path...}`
-fn path_call(core: &Core, head: RequestHead, id: &str) -> Result<Call, Reject> {
+async fn path_call(
+    core: &Core,
+    client: &mut Client,
+    mut head: RequestHead,
+    id: &str,
+) -> Result<Call, Failure> {
+    let caller = identify(core, client, &mut head, id).await?;
     let (path, query) = head.path_and_query();
     let Some(split) = split_call(path) else {
         let message = format!("there is nothing at {path}");
-        return Err(Reject::new(404, "not_found", message));
+        return Err(Reject::new(404, "not_found", message).into());
     };
     let (key, rest) = split?;
-    let function = find(core, &key)?;
+    let function = enter(core, &caller, &key, &head, id)?;
     let slash = if rest.is_empty() { "/" } else { "" };
     let target = match query {
         Some(query) => format!("{slash}{rest}?{query}"),
@@ -154,7 +161,7 @@ fn path_call(core: &Core, head: RequestHead, id: &str) -> Result<Call, Reject> {
     };
     Ok(Call {
         target,
-        account: open_account(core, function, id, &head),
+        account: open_account(core, function, id, &head, &caller),
         body: Body::Unread,
         head,
     })
@@ -174,10 +181,11 @@ struct CallForm<'a> {
 async fn json_call(
     core: &Core,
     client: &mut Client,
-    head: RequestHead,
+    mut head: RequestHead,
     id: &str,
     keep_alive: bool,
 ) -> Result<After, Failure> {
+    let caller = identify(core, client, &mut head, id).await?;
     if head.method() != "POST" {
         let message = "POST a JSON body to /funccall";
         return Err(Reject::new(405, "method_not_allowed", message).into());
@@ -192,7 +200,7 @@ async fn json_call(
         }
     }
     let key = format!("{}/{}/{}", form.tenant, form.namespace, form.funcname);
-    let function = find(core, &key)?;
+    let function = enter(core, &caller, &key, &head, id)?;
     // Manifests write their sample query's path without the slash; so may callers.
     let path = form.path.as_deref().unwrap_or("funccall");
     let target = format!("/{}", path.strip_prefix('/').unwrap_or(path));
@@ -206,7 +214,7 @@ async fn json_call(
     let call = Call {
         target,
         body: Body::Json(form.payload.get().as_bytes().to_vec()),
-        account: open_account(core, function, id, &head),
+        account: open_account(core, function, id, &head, &caller),
         head,
     };
     drop(body);
@@ -217,12 +225,27 @@ async fn json_call(
 async fn openai_call(
     core: &Core,
     client: &mut Client,
-    head: RequestHead,
+    mut head: RequestHead,
     id: &str,
     keep_alive: bool,
 ) -> Result<After, Failure> {
+    let caller = identify(core, client, &mut head, id).await?;
     let (mut begun, name, at) = read_model(core, client).await?;
-    let Some(function) = core.routes.find_model(&name, &core.config.default_tenant) else {
+    let found = core.routes.find_model(&name, &core.config.default_tenant);
+    // A model that may not be called looks like one that does not exist.
+    let found = match found {
+        Some(function) => match enter(core, &caller, &function.key, &head, id) {
+            Err(error) if error.status == 403 => None,
+            entered => Some(entered?),
+        },
+        None => {
+            if matches!(caller, Caller::Anonymous) {
+                enter(core, &caller, &name, &head, id)?;
+            }
+            None
+        }
+    };
+    let Some(function) = found else {
         core.check_synced()?;
         let message = format!("The model `{name}` does not exist or you do not have access to it.");
         return Err(Reject::new(404, "model_not_found", message).into());
@@ -233,7 +256,7 @@ async fn openai_call(
     let call = Call {
         target: head.target().to_owned(),
         body: Body::Begun(begun),
-        account: open_account(core, function, id, &head),
+        account: open_account(core, function, id, &head, &caller),
         head,
     };
     call::serve(core, client, call, keep_alive).await
@@ -293,8 +316,41 @@ async fn read_whole(core: &Core, client: &mut Client) -> Result<Vec<u8>, Failure
     Ok(whole)
 }
 
-fn find(core: &Core, key: &str) -> Result<Arc<Function>, Reject> {
-    match core.routes.find(key) {
+/// Who calls; a refusal is recorded, since no account of a call will be.
+async fn identify(
+    core: &Core,
+    client: &mut Client,
+    head: &mut RequestHead,
+    id: &str,
+) -> Result<Caller, Failure> {
+    let identified = client.unless_gone(core.auth.identify(head, &core.hub.outbox));
+    let caller = identified.await.ok_or(Failure::Gone)?;
+    caller.map_err(|error| {
+        let (path, _) = head.path_and_query();
+        account::refused(&core.hub, id, head.method(), path, "", error.status);
+        error.into()
+    })
+}
+
+/// The function of that key, if the caller may call it: whether it exists is nobody else's matter.
+fn enter(
+    core: &Core,
+    caller: &Caller,
+    key: &str,
+    head: &RequestHead,
+    id: &str,
+) -> Result<Arc<Function>, Reject> {
+    let found = core.routes.find(key);
+    let public = || {
+        let found = found.as_ref();
+        found.is_some_and(|function| function.definition().public)
+    };
+    if let Err(error) = caller.may_call(key, public) {
+        let principal = caller.principal().unwrap_or_default();
+        account::refused(&core.hub, id, head.method(), key, &principal, error.status);
+        return Err(error);
+    }
+    match found {
         Some(function) => Ok(function),
         None => {
             core.check_synced()?;
@@ -303,6 +359,14 @@ fn find(core: &Core, key: &str) -> Result<Arc<Function>, Reject> {
     }
 }
 
-fn open_account(core: &Core, function: Arc<Function>, id: &str, head: &RequestHead) -> Account {
-    Account::open(function, id.into(), head.method().into(), core.hub.clone())
+fn open_account(
+    core: &Core,
+    function: Arc<Function>,
+    id: &str,
+    head: &RequestHead,
+    caller: &Caller,
+) -> Account {
+    let mut account = Account::open(function, id.into(), head.method().into(), core.hub.clone());
+    account.principal = caller.principal();
+    account
 }

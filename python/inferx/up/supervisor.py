@@ -84,7 +84,7 @@ class Supervisor:
             self._children[name] = Child(
                 name=name,
                 command=service_command(name, folder.config_file),
-                environment=environment,
+                environment=dict(environment),
                 log=folder.log_file(name),
                 stop_seconds=STOP_SECONDS[name],
                 say=self._say,
@@ -225,11 +225,30 @@ class Supervisor:
         for name in STOP_ORDER:
             if name in self._children:
                 await self._children[name].stop()
+                if name == "nodeagent":
+                    await self._end_workers(self._children[name])
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if running:
             self._say("stopped")
+
+    async def _end_workers(self, agent: Child) -> None:
+        """Ends the workers of an agent that could not do so: killed, or stopped while it started.
+
+        It is known by its exit status; another agent is run for it, which adopts and ends them.
+        """
+        if agent.process is None or agent.process.returncode == 0:
+            return
+        agent.environment["INFERX_STOP_PODS"] = "now"
+        await agent.spawn()
+        try:
+            await asyncio.wait_for(agent.process.wait(), STOP_SECONDS["nodeagent"])
+        except TimeoutError:
+            agent.kill()
+            await agent.process.wait()
+        if agent.process.returncode != 0:
+            self._say(f"workers may be left running; the end of {agent.log}:\n{agent.tail()}")
 
 
 def _has_ready_node(response: httpx.Response) -> bool:

@@ -2,7 +2,7 @@
 //! Must never accept a chunk that another parser could end elsewhere.
 
 use super::fields::is_token;
-use super::{Refusal, bad};
+use super::{Piece, Refusal, bad};
 
 /// Where a chunked body ends, and that it is well formed on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(crate) struct Chunks {
     /// The name of the trailer field in hand, as far as it can be one of those that are refused.
     name: [u8; NAME_MAX],
     name_length: u8,
+    /// The byte read last belongs to a trailer field.
+    in_trailer: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,23 +58,24 @@ impl Chunks {
         state: State::Size { digits: 0, size: 0 },
         name: [0; NAME_MAX],
         name_length: 0,
+        in_trailer: false,
     };
 
     pub(crate) fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
-    /// Reads on in `bytes`, hands out the data in them, and returns how many belong to this body.
+    /// Reads on in `bytes`, hands out what is in them, and returns how many belong to this body.
     pub(crate) fn advance(
         &mut self,
         bytes: &[u8],
-        mut data: impl FnMut(&[u8]),
+        mut hand_out: impl FnMut(Piece<'_>),
     ) -> Result<usize, Refusal> {
         let mut at = 0;
         while at < bytes.len() && self.state != State::Done {
             if let State::Data { left } = self.state {
                 let take = left.min((bytes.len() - at) as u64);
-                data(&bytes[at..at + take as usize]);
+                hand_out(Piece::Data(&bytes[at..at + take as usize]));
                 at += take as usize;
                 self.state = match left - take {
                     0 => State::DataCr,
@@ -81,6 +84,9 @@ impl Chunks {
                 continue;
             }
             self.state = self.step(bytes[at])?;
+            if self.in_trailer {
+                hand_out(Piece::Trailer(&bytes[at..=at]));
+            }
             at += 1;
         }
         Ok(at)
@@ -119,9 +125,13 @@ impl Chunks {
 
     fn step_trailer(&mut self, byte: u8) -> Result<State, Refusal> {
         match (self.state, byte) {
-            (State::TrailerStart { .. }, b'\r') => Ok(State::EndLf),
+            (State::TrailerStart { .. }, b'\r') => {
+                self.in_trailer = false;
+                Ok(State::EndLf)
+            }
             (State::EndLf, b'\n') => Ok(State::Done),
             (State::TrailerStart { length }, _) if is_token(byte) => {
+                self.in_trailer = true;
                 self.name_length = 0;
                 self.note(byte);
                 Ok(State::TrailerName { length: length + 1 })

@@ -28,6 +28,7 @@ impl Span {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Known {
     Other,
+    Authorization,
     Connection,
     ContentLength,
     ContentType,
@@ -125,6 +126,11 @@ fn read_field(raw: &mut [u8], at: usize, end: usize) -> Result<Field, Refusal> {
     if !valid {
         return Err(bad("a header name is not a token"));
     }
+    if is_framing_in_disguise(name) {
+        return Err(bad(
+            "a framing header spelled with an underscore, which some servers take for it",
+        ));
+    }
     let value = &value[1..];
     if value
         .iter()
@@ -142,8 +148,14 @@ fn read_field(raw: &mut [u8], at: usize, end: usize) -> Result<Field, Refusal> {
     })
 }
 
+/// Servers that hand headers on as CGI variables cannot tell these from the real ones.
+fn is_framing_in_disguise(name: &[u8]) -> bool {
+    matches!(name, b"content_length" | b"transfer_encoding")
+}
+
 fn recognise(name: &[u8]) -> Known {
     match name {
+        b"authorization" => Known::Authorization,
         b"connection" => Known::Connection,
         b"content-length" => Known::ContentLength,
         b"content-type" => Known::ContentType,

@@ -88,6 +88,17 @@ impl RequestHead {
         Some(field.value.of(&self.raw))
     }
 
+    /// How many fields of that kind there are.
+    pub(crate) fn count(&self, known: Known) -> usize {
+        let same = self.fields.iter().filter(|field| field.known == known);
+        same.count()
+    }
+
+    /// Takes all fields of that kind out: they are not for the worker.
+    pub(crate) fn remove(&mut self, known: Known) {
+        self.fields.retain(|field| field.known != known);
+    }
+
     /// The length of the body, when the head says it.
     pub(crate) fn declared_length(&self) -> Option<u64> {
         match self.framer {

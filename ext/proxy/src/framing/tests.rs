@@ -91,7 +91,7 @@ fn hostile_heads_are_refused() {
 
 fn chunks(body: &[u8]) -> Result<(usize, bool, Vec<u8>), Refusal> {
     let (mut state, mut data) = (Chunks::START, Vec::new());
-    let used = state.advance(body, |piece| data.extend_from_slice(piece))?;
+    let used = state.advance(body, |piece| data.extend_from_slice(piece.data()))?;
     Ok((used, state.is_done(), data))
 }
 
@@ -107,6 +107,19 @@ fn a_chunked_body_ends_where_it_ends() {
         assert_eq!(state.advance(&[*byte], |_| {}), Ok(1));
     }
     assert!(state.is_done());
+}
+
+#[test]
+fn trailers_are_handed_out_without_the_blank_line() {
+    let mut trailers = Vec::new();
+    let mut state = Chunks::START;
+    let used = state.advance(b"1;e\r\nx\r\n0\r\nA: b\r\nC: d\r\n\r\n", |piece| {
+        if let Piece::Trailer(bytes) = piece {
+            trailers.extend_from_slice(bytes);
+        }
+    });
+    assert_eq!((used, state.is_done()), (Ok(25), true));
+    assert_eq!(trailers, b"A: b\r\nC: d\r\n");
 }
 
 #[test]
