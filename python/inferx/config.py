@@ -13,6 +13,7 @@ from typing import Any
 
 from inferx.domain import codec
 from inferx.domain.nodeconfig import (
+    LISTENERS,
     BlobConfig,
     EtcdConfig,
     KeycloakConfig,
@@ -29,9 +30,9 @@ from inferx.domain.nodeconfig import (
 from inferx.errors import BadRequest, ConfigError
 
 __all__ = [
-    "SERVICES", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig", "NodeResourcesConfig",
-    "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment", "gpu_indices", "load",
-    "redact", "service_name",
+    "LISTENERS", "SERVICES", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig",
+    "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment",
+    "gpu_indices", "load", "redact", "service_name",
 ]  # fmt: skip
 
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
@@ -54,6 +55,7 @@ _ENVIRONMENT = {
     "KEYCLOAK_REALM": ("keycloakconfig.realm", "text"),
     "INFERX_ADMIN_APIKEY": ("adminApikey_", "text"),
     "INFERX_DATA_DIR": ("dataDir", "text"),
+    "INFERX_LISTENER": ("listener", "text"),
     "INFERX_LOG_FORMAT": ("logFormat", "text"),
     "INFERX_LOG_LEVEL": ("logLevel", "text"),
 }

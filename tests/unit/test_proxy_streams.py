@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.proxy_kit import RawWorker, Rig, Wire
+from tests.helpers.proxy_kit import DOORS, RawWorker, Rig, Wire
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 STALL_S = 0.3
 GONE_MS = 250  # the target is 10 ms on an idle machine; tests share theirs
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+@pytest.fixture(params=DOORS)
+async def rig(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     async with Rig(
-        tmp_path, head_timeout_ms=300, idle_timeout_ms=400, first_byte_timeout_ms=400
+        tmp_path, request.param, head_timeout_ms=300, idle_timeout_ms=400, first_byte_timeout_ms=400
     ) as rig:
         rig.function()
         yield rig
@@ -71,11 +71,14 @@ async def test_a_client_that_leaves_closes_the_worker_at_once(
 
 @pytest.mark.parametrize("body", [None, b"small", b"x" * 300_000])
 async def test_a_parked_client_that_leaves_leaves_the_line(rig: Rig, body: bytes | None) -> None:
-    client = await rig.request(method="POST" if body else "GET", body=body)
+    # ASGI tells of a disconnect only behind a body that was read, which a large one is not here.
+    unseen = rig.door == "granian" and body is not None and len(body) > 100_000
+    headers = "X-Inferx-Timeout: 0.5\r\n" if unseen else ""
+    client = await rig.request(method="POST" if body else "GET", body=body, headers=headers)
     await rig.gauge("parked", 1)
     client.abort()
     await rig.gauge("parked", 0)
-    assert rig.stats()["statuses"] == {"499": 1}
+    assert rig.stats()["statuses"] == {"504" if unseen else "499": 1}
 
 
 async def test_a_client_that_leaves_while_its_upload_is_not_read(
@@ -188,6 +191,9 @@ async def test_a_worker_that_falls_silent(rig: Rig, worker: RawWorker) -> None:
 async def test_a_head_that_does_not_come(rig: Rig) -> None:
     slow = await rig.client()
     await slow.send(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+    if rig.door == "granian":
+        assert await slow.closed() == b""
+        return
     answer = await slow.message()
     assert (answer.status, answer.get("connection")) == (408, "close")
     assert await slow.closed() == b""
@@ -212,6 +218,11 @@ async def test_a_web_socket_is_tunnelled(rig: Rig, worker: RawWorker) -> None:
     )
     upstream = await worker.accept()
     head = await upstream.head()
+    if rig.door == "granian":  # it passes requests and answers, not connections
+        assert (head.get("connection"), head.get("upgrade")) == (None, None)
+        await upstream.send(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+        assert (await client.message()).status == 426
+        return
     assert (head.get("connection"), head.get("upgrade")) == ("upgrade", "websocket")
     assert head.get("sec-websocket-key") == "k"
     await client.send(b"early")  # before the worker has agreed

@@ -20,6 +20,7 @@ use crate::guard::{GuardedStream, Limits};
 use crate::link::Link;
 use crate::plane::Core;
 use crate::service::handle;
+use crate::upload::ClientBody;
 
 const BACKLOG: i32 = 4096;
 /// Large prompts arrive on fresh connections, whose window would otherwise grow only slowly.
@@ -109,7 +110,7 @@ async fn serve(core: Arc<Core>, stream: TcpStream, mut stop: watch::Receiver<boo
     };
     let io = TokioIo::new(GuardedStream::new(stream, link.clone(), limits));
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = handle(core.clone(), link.clone(), request);
+        let answer = handle(core.clone(), link.clone(), request.map(ClientBody::from));
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()

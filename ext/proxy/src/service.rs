@@ -10,7 +10,6 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -25,12 +24,13 @@ use crate::plane::Core;
 use crate::reply::{ErrorShape, Reject, Reply, X_REQUEST_ID, closing, reject, text};
 use crate::route::{is_name, split_call};
 use crate::tunnel;
+use crate::upload::ClientBody;
 
 /// Answers one request of a client connection.
 pub(crate) async fn handle(
     core: Arc<Core>,
     link: Arc<Link>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Response<Reply> {
     link.set_busy(true);
     core.stats.requests.fetch_add(1, Ordering::Relaxed);
@@ -39,7 +39,11 @@ pub(crate) async fn handle(
     response.map(|reply| reply.holding(link))
 }
 
-async fn respond(core: &Arc<Core>, link: &Link, mut request: Request<Incoming>) -> Response<Reply> {
+async fn respond(
+    core: &Arc<Core>,
+    link: &Link,
+    mut request: Request<ClientBody>,
+) -> Response<Reply> {
     let client = link
         .wants_upgrade()
         .then(|| hyper::upgrade::on(&mut request));
@@ -102,7 +106,7 @@ async fn path_call(
     core: &Arc<Core>,
     link: &Link,
     parts: Parts,
-    body: Incoming,
+    body: ClientBody,
     client: Option<OnUpgrade>,
     id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
@@ -155,7 +159,7 @@ async fn json_call(
     core: &Core,
     link: &Link,
     parts: Parts,
-    body: Incoming,
+    body: ClientBody,
     id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
     if parts.method != Method::POST {
@@ -200,7 +204,7 @@ async fn openai_call(
     core: &Core,
     link: &Link,
     parts: Parts,
-    mut body: Incoming,
+    mut body: ClientBody,
     id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
     let (mut frames, name, at) = read_model(core, &mut body).await?;
@@ -242,7 +246,7 @@ async fn openai_call(
 /// Reads until the model is known; what was read is returned with it.
 async fn read_model(
     core: &Core,
-    body: &mut Incoming,
+    body: &mut ClientBody,
 ) -> Result<(VecDeque<Bytes>, String, std::ops::Range<usize>), Reject> {
     let mut scan = ModelScan::new();
     let mut frames = VecDeque::new();
@@ -264,7 +268,7 @@ async fn read_model(
     Err(Reject::bad_request("you must provide a `model` parameter"))
 }
 
-async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Reject> {
+async fn next_data(body: &mut ClientBody) -> Result<Option<Bytes>, Reject> {
     while let Some(frame) = body.frame().await {
         let frame =
             frame.map_err(|_| Reject::bad_request("the request body is malformed or was cut"))?;
@@ -275,7 +279,7 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Reject> {
     Ok(None)
 }
 
-async fn read_whole(core: &Core, mut body: Incoming) -> Result<Bytes, Reject> {
+async fn read_whole(core: &Core, mut body: ClientBody) -> Result<Bytes, Reject> {
     let Some(first) = next_data(&mut body).await? else {
         return Ok(Bytes::new());
     };

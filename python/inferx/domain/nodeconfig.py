@@ -21,6 +21,7 @@ from inferx.errors import BadRequest
 _T = TypeVar("_T")
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
+LISTENERS = ("rust", "granian")
 RUNTIMES = ("process", "runc", "containerd", "docker")
 
 # Entries of older configurations that nothing here needs.
@@ -147,6 +148,7 @@ class NodeConfig:
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
+    listener: str = "rust"
     runtime: str = "process"
     log_format: str = "text"
     log_level: str = "info"
@@ -191,6 +193,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         simulated_gpus=_read_simulated(fields),
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
+        listener=fields.choice("listener", LISTENERS, "rust"),
         runtime=fields.choice("runtime", RUNTIMES, "process"),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),

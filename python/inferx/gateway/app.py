@@ -15,11 +15,13 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from inferx._ext import Proxy
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import replies
+from inferx.gateway.door import AsgiDoor
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
 from inferx.gateway.objects import ObjectRoutes
@@ -48,7 +50,7 @@ class Gateway:
         self.port: int | None = None
         self._config = config
         self._proxy = Proxy(listen_host(config), config.gateway_port, control_socket)
-        self.app = Starlette(
+        control = Starlette(
             lifespan=self._lifespan,
             middleware=[Middleware(replies.RequestIds)],
             exception_handlers={
@@ -57,13 +59,15 @@ class Gateway:
                 Exception: replies.on_unexpected,
             },
         )
-        self.app.router.redirect_slashes = False
+        control.router.redirect_slashes = False
+        self._door = AsgiDoor(self._proxy, control) if config.listener == "granian" else None
+        self.app: ASGIApp = self._door or control
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         try:
             # The port first: nothing else matters when it is taken.
-            self.port = self._proxy.start()
+            self.port = self._open()
         except Exception as error:
             self.startup_error = error
             raise
@@ -83,10 +87,10 @@ class Gateway:
         try:
             yield
         finally:
-            self._proxy.set_not_ready("the gateway is stopping")
-            drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
-            if not drained:
-                _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
+            self.set_stopping()
+            await self.cut_calls(DRAIN_MS)
+            if self._door is not None:
+                self._door.stop()
             getting_ready.cancel()
             await asyncio.gather(getting_ready, return_exceptions=True)
             await pump.stop()
@@ -94,6 +98,21 @@ class Gateway:
             self._identity.release()
             await functions.stop()
             await asyncio.gather(state.close(None), scheduler.close(None))
+
+    def _open(self) -> int:
+        if self._door is None:
+            return self._proxy.start()
+        self._door.start()
+        return self._config.gateway_port
+
+    def set_stopping(self) -> None:
+        """Tell load balancers; whoever calls still is served until the app's lifespan ends."""
+        self._proxy.set_not_ready("the gateway is stopping")
+
+    async def cut_calls(self, after_ms: int) -> None:
+        """Take no more calls, and end those that are still open after that time."""
+        if not await asyncio.to_thread(self._proxy.drain, after_ms):
+            _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
 
     async def _get_ready(self, functions: Functions, workers: Workers) -> None:
         self._proxy.set_not_ready("the objects are not known yet: waiting for the state service")

@@ -30,6 +30,7 @@ class Settings:
     log_level: str
     log_format: str
     verbose: bool
+    listener: str = "rust"
 
 
 def simulated_gpus(text: str) -> tuple[int, int] | None:
@@ -72,6 +73,7 @@ def node_document(settings: Settings, directory: Path, ports: list[int]) -> dict
         "dataDir": str(directory),
         "snapshotDir": str(directory / "snapshots"),
         "gatewayPort": settings.port,
+        "listener": settings.listener,
         "statSvcPort": state,
         "schedulerPort": scheduler,
         "podMgrPort": podmgr,
