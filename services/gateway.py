@@ -20,7 +20,7 @@ from granian.errors import FatalError
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from inferx import telemetry
+from inferx import health, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway.app import DRAIN_MS, Gateway, listen_host
@@ -43,6 +43,16 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
     control_socket = _control_socket(config.data_dir)
     gateway = Gateway(config, control_socket)
     server = _server(config, gateway, control_socket)
+    async with health.serving(config) as probes:
+        probes.ready_when(lambda: gateway.waits_for)
+        probes.metrics_from(gateway.metrics)
+        await _serve(config, gateway, server, stop)
+    if not stop.is_set():
+        raise InferxError("the control server ended by itself")
+
+
+async def _serve(config: NodeConfig, gateway: Gateway, server: Server, stop: asyncio.Event) -> None:
+    """Until `stop` is set or the server ends by itself."""
     try:
         serving = asyncio.create_task(server.serve())
         stopping = asyncio.create_task(stop.wait())
@@ -59,9 +69,7 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
     except FatalError as error:
         raise gateway.startup_error or InferxError(f"the control server failed: {error}") from None
     finally:
-        control_socket.unlink(missing_ok=True)
-    if not stop.is_set():
-        raise InferxError("the control server ended by itself")
+        gateway.control_socket.unlink(missing_ok=True)
 
 
 def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Server:

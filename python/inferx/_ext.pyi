@@ -304,6 +304,7 @@ class Proxy:
         connections_max: int = 32768,
         parked_max: int = 20000,
         threads: int = 0,
+        auth_key: bytes | None = None,
         head_timeout_ms: int = 10000,
         keep_alive_timeout_ms: int = 75000,
         connect_timeout_ms: int = 2000,
@@ -315,8 +316,9 @@ class Proxy:
         """A plane that does not listen yet.
 
         `port` 0 lets the system choose. Requests that are not inference calls go to the Unix
-        socket `control_socket`. `threads` 0 means one per core. Raises ValueError for a host that
-        is not an IP address.
+        socket `control_socket`. `threads` 0 means one per core. With `auth_key` (32 random bytes)
+        callers of functions need a credential, which is asked about with `need_verdict` and
+        hashed under the key. Raises ValueError for a host that is not an IP address.
         """
 
     def start(self) -> int:
@@ -353,12 +355,14 @@ class Proxy:
         model_names: list[str] = ...,
         served_model: str | None = None,
         disabled: str | None = None,
+        public: bool = False,
     ) -> None:
         """Create a function or replace its definition; parked calls stay.
 
         With a new `revision` the workers of the old one finish what they have and are offered back.
         `model_names` are aliases on the OpenAI routes, `served_model` replaces the request's
-        `model`, `disabled` is the reason for which calls are refused (403).
+        `model`, `disabled` is the reason for which calls are refused (403), `public` says that
+        calls need no credential.
         """
 
     def remove_function(self, function: str) -> bool:
@@ -398,6 +402,23 @@ class Proxy:
         """One wanted worker cannot be had; parked calls get the error when nobody can serve
         them."""
 
+    def set_verdict(
+        self, digest: bytes, principal: str, tag: str, grants: list[str], lifetime_ms: int
+    ) -> None:
+        """Answer `need_verdict`: calls with that credential are let in for `lifetime_ms`.
+
+        `grants` are "" (everywhere), `tenant` or `tenant/namespace`; `tag` is for
+        `revoke_verdicts`; `principal` names the caller in records.
+        """
+
+    def refuse_verdict(
+        self, digest: bytes, http_status: int, code: str, message: str, lifetime_ms: int
+    ) -> None:
+        """Answer `need_verdict` with a refusal, which is kept for `lifetime_ms`."""
+
+    def revoke_verdicts(self, tag: str) -> int:
+        """Forget the verdicts under a tag; the next call asks again. Returns how many."""
+
     def set_synced(self) -> None:
         """All functions are known: from now on an unknown one gets 404 instead of 503."""
 
@@ -406,12 +427,18 @@ class Proxy:
 
     def take_events(
         self,
-    ) -> list[tuple[str, str, int, int] | tuple[str, str, int] | tuple[str, str, int, str]]:
+    ) -> list[
+        tuple[str, str, int, int]
+        | tuple[str, str, int]
+        | tuple[str, str, int, str]
+        | tuple[str, bytes, str]
+    ]:
         """All events since the last call.
 
         `("need_worker", function, revision, count)`, `("worker_idle", function, lease_id)` and
         `("worker_failed", function, lease_id, reason)`; the workers of the latter two are out of
-        rotation already.
+        rotation already. `("need_verdict", digest, credential)`: a credential that is not known;
+        the calls with it wait.
         """
 
     def take_records(self) -> bytes:
@@ -419,7 +446,8 @@ class Proxy:
 
         Fields: unix_ms, request_id, method, function, status (499: the client left before the
         answer), outcome (complete, refused, worker_broke, client_gone), pod, start, wait_ms,
-        first_byte_ms, total_ms (-1 = never), bytes_in, bytes_out.
+        first_byte_ms, total_ms (-1 = never), bytes_in, bytes_out, principal (empty without
+        authentication). A request refused for its caller leaves one with its path or function.
         """
 
     def stats(self) -> bytes:
@@ -437,11 +465,12 @@ class Door:
         """The ids of the calls with news since the last call: a part of the answer, or room for
         another frame of the upload."""
 
-    def open(self, head: bytes) -> DoorCall:
+    def open(self, head: bytes, chunked: bool) -> DoorCall:
         """Begin a call whose head is `head`, written as in HTTP/1 up to its blank line.
 
         It is read as strictly as one that comes over the plane's own listener; a refusal is the
-        call's answer. Raises ValueError when it cannot be read at all.
+        call's answer. `chunked`: its fields promise a body in chunks. Raises OSError when the
+        system has no descriptors left.
         """
 
 @final

@@ -291,6 +291,11 @@ class Running:
         self._server = server
         self.port = server.port
 
+    async def waits_for(self) -> str | None:
+        """None when the store answers; raises what it says otherwise."""
+        await self._objects.get("tenant", (SYSTEM, SYSTEM, SYSTEM))
+        return None
+
     async def stop(self, grace_s: float = 2.0) -> None:
         """Drain the calls, then close the store."""
         await self._server.stop(grace_s)

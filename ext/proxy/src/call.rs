@@ -21,7 +21,6 @@ use crate::link::Link;
 use crate::plane::Core;
 use crate::relay::{RelayBody, RequestBody, UploadFault, UploadState};
 use crate::reply::{Reject, Reply, X_REQUEST_ID};
-use crate::upload::ClientBody;
 use crate::upstream::{Line, Upstream};
 
 /// Uploads above this size are watched for the client's leaving while nobody reads them.
@@ -33,7 +32,7 @@ pub(crate) enum Upload {
     Whole(Bytes),
     Stream {
         first: VecDeque<Bytes>,
-        rest: ClientBody,
+        rest: Incoming,
     },
 }
 
@@ -291,7 +290,7 @@ fn respond(parts: http::response::Parts, body: RelayBody) -> Response<Reply> {
 pub(crate) async fn control(
     core: &Core,
     parts: Parts,
-    body: ClientBody,
+    body: Incoming,
     request_id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
     let state = Arc::<UploadState>::default();

@@ -1,5 +1,8 @@
 //! The second door: calls that another HTTP server has read, handed in and answered frame by frame.
+//! Each goes through a socket pair to where the listener's connections go: one dispatch, two doors.
 //! Must never wait for whoever hands them in, nor hold more than a few frames for it.
+
+mod answer;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,21 +11,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
-use http_body_util::BodyExt;
+use http::{HeaderMap, Method, StatusCode};
 use rustix::event::{EventfdFlags, eventfd};
+use socket2::SockRef;
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::net::UnixStream;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::framing::{BodyKind, check_head};
-use crate::link::Link;
+use crate::listener;
 use crate::plane::Core;
-use crate::service::handle;
-use crate::upload::{ClientBody, Frames};
+use crate::upstream::Socket;
+use answer::Answer;
 
 const FRAMES_MAX: usize = 4;
+const SOCKET_BYTES: usize = 64 << 10;
 
 /// Which calls have news since they were last asked about; woken through one eventfd.
 #[derive(Debug)]
@@ -66,12 +71,17 @@ pub enum Part {
 pub struct Door {
     core: Arc<Core>,
     runtime: Handle,
+    stop: watch::Receiver<bool>,
     readiness: Arc<Readiness>,
     next_call: AtomicU64,
 }
 
 impl Door {
-    pub(crate) fn new(core: Arc<Core>, runtime: Handle) -> io::Result<Self> {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        runtime: Handle,
+        stop: watch::Receiver<bool>,
+    ) -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let readiness = Arc::new(Readiness {
             calls: Mutex::default(),
@@ -80,6 +90,7 @@ impl Door {
         Ok(Self {
             core,
             runtime,
+            stop,
             readiness,
             next_call: AtomicU64::new(1),
         })
@@ -96,36 +107,38 @@ impl Door {
     }
 
     /// Begins a call. `head` is the request's head as it would stand in HTTP/1: it is read as
-    /// strictly as that of a client's own connection.
+    /// strictly as that of a client's own connection. `chunked` says that its fields promise a
+    /// body in chunks.
     ///
     /// # Errors
-    /// When the head cannot be put into a request at all.
-    pub fn open(&self, head: &[u8]) -> Result<DoorCall, String> {
+    /// When the system has no descriptor left.
+    pub fn open(&self, head: &[u8], chunked: bool) -> io::Result<DoorCall> {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
-        let checked = check_head(head);
-        let (upload, frames) = mpsc::channel(FRAMES_MAX);
-        let length = match checked.as_ref().map(|head| head.body) {
-            Ok(BodyKind::Length(length)) => Some(length),
-            Ok(BodyKind::Chunked) => None,
-            Err(_) => Some(0),
-        };
-        let body = Frames::new(frames, self.readiness.clone(), id, length);
-        let request = match &checked {
-            Ok(_) => read_head(head)?.map(|()| ClientBody::Frames(body)),
-            Err(_) => Request::new(ClientBody::Frames(body)),
-        };
-        let (parts, answer) = mpsc::channel(FRAMES_MAX);
-        let link = Arc::new(Link::default());
-        link.expect_upgrade(false);
-        if let Err(refusal) = checked {
-            link.refuse(refusal);
+        let _inside = self.runtime.enter();
+        let (near, far) = UnixStream::pair()?;
+        for end in [&near, &far] {
+            SockRef::from(end).set_send_buffer_size(SOCKET_BYTES)?;
         }
-        let open = Open::new(self.core.clone(), self.readiness.clone(), id);
-        let task = self.runtime.spawn(async move {
-            let open = open;
-            // Inside: it goes before `open` does, which tells that nothing more will come.
+        let (core, stop) = (self.core.clone(), self.stop.clone());
+        tokio::spawn(listener::serve(core, Socket::Unix(far), stop));
+        let (upload, frames) = mpsc::channel(FRAMES_MAX);
+        let (parts, answer) = mpsc::channel(FRAMES_MAX);
+        let news = News {
+            readiness: self.readiness.clone(),
+            call: id,
+        };
+        let head = head.to_vec();
+        let task = tokio::spawn(async move {
+            let news = news;
+            // Inside: it goes before `news` does, which tells that nothing more will come.
             let parts = parts;
-            relay(&open, link, request, &parts).await;
+            let method = head.split(|&byte| byte == b' ').next().unwrap_or_default();
+            let method = Method::from_bytes(method).unwrap_or(Method::GET);
+            let (source, sink) = split(near);
+            tokio::select! {
+                () = relay(source, &method, &parts, &news) => {}
+                () = send(sink, head, chunked, frames, &news) => {}
+            }
         });
         Ok(DoorCall {
             id,
@@ -136,84 +149,79 @@ impl Door {
     }
 }
 
-/// Counts a call as a connection while it lasts, so that draining waits for it.
-struct Open {
-    core: Arc<Core>,
+/// Tells of one call; telling a last time when it goes.
+struct News {
     readiness: Arc<Readiness>,
     call: u64,
 }
 
-impl Open {
-    fn new(core: Arc<Core>, readiness: Arc<Readiness>, call: u64) -> Self {
-        core.stats.connections.fetch_add(1, Ordering::Relaxed);
-        core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
-        Self {
-            core,
-            readiness,
-            call,
-        }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let open = &self.core.stats.connections_open;
-        open.fetch_sub(1, Ordering::Relaxed);
+impl News {
+    fn tell(&self) {
         self.readiness.tell(self.call);
     }
 }
 
-async fn relay(
-    open: &Open,
-    link: Arc<Link>,
-    request: Request<ClientBody>,
-    parts: &mpsc::Sender<Part>,
-) {
-    let (head, mut body) = handle(open.core.clone(), link, request).await.into_parts();
-    let mut next = Part::Head(head.status, head.headers);
-    loop {
-        let last = matches!(next, Part::End | Part::Broken(_));
-        let sent = parts.send(next).await;
-        open.readiness.tell(open.call);
-        if last || sent.is_err() {
-            return;
-        }
-        next = loop {
-            match body.frame().await {
-                None => break Part::End,
-                Some(Err(error)) => break Part::Broken(error.to_string()),
-                Some(Ok(frame)) => {
-                    // Trailers: the interface behind this door has no place for them.
-                    if let Ok(data) = frame.into_data() {
-                        break Part::Data(data);
-                    }
-                }
-            }
-        };
+impl Drop for News {
+    fn drop(&mut self) {
+        self.tell();
     }
 }
 
-/// Reads a head that was checked.
-fn read_head(head: &[u8]) -> Result<Request<()>, String> {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let mut lines = head
-        .split(|&byte| byte == b'\n')
-        .map(<[u8]>::trim_ascii_end);
-    let mut start = lines
-        .next()
-        .unwrap_or_default()
-        .splitn(3, |&byte| byte == b' ');
-    let (method, target) = (start.next(), start.next());
-    let mut request = Request::builder()
-        .method(method.unwrap_or_default())
-        .uri(target.unwrap_or_default());
-    for line in lines.filter(|line| !line.is_empty()) {
-        let at = line.iter().position(|&byte| byte == b':').unwrap_or(0);
-        request = request.header(&line[..at], line[at + 1..].trim_ascii());
+/// Sends the request; never ends, because a client that closes its half counts as gone.
+async fn send(
+    mut sink: WriteHalf<UnixStream>,
+    head: Vec<u8>,
+    chunked: bool,
+    mut frames: mpsc::Receiver<Bytes>,
+    news: &News,
+) {
+    // A failure means that the plane has closed its end, whose answer says why.
+    let mut sent = sink.write_all(&head).await;
+    drop(head);
+    while let Some(frame) = frames.recv().await {
+        news.tell();
+        if chunked && sent.is_ok() {
+            let size = format!("{:x}\r\n", frame.len());
+            sent = sink.write_all(size.as_bytes()).await;
+        }
+        if sent.is_ok() {
+            sent = sink.write_all(&frame).await;
+        }
+        if chunked && sent.is_ok() {
+            sent = sink.write_all(b"\r\n").await;
+        }
     }
-    request
-        .body(())
-        .map_err(|error| format!("{}: {error}", text(target.unwrap_or_default())))
+    if chunked && sent.is_ok() {
+        let _ = sink.write_all(b"0\r\n\r\n").await;
+    }
+    std::future::pending().await
+}
+
+/// Hands the answer on, part by part.
+async fn relay(
+    source: ReadHalf<UnixStream>,
+    method: &Method,
+    parts: &mpsc::Sender<Part>,
+    news: &News,
+) {
+    let mut answer = Answer::new(source);
+    let mut next = match answer.head(method).await {
+        Ok((status, fields)) => Part::Head(status, fields),
+        Err(error) => Part::Broken(error.to_string()),
+    };
+    loop {
+        let last = matches!(next, Part::End | Part::Broken(_));
+        let sent = parts.send(next).await;
+        news.tell();
+        if last || sent.is_err() {
+            return;
+        }
+        next = match answer.data().await {
+            Ok(Some(piece)) => Part::Data(piece),
+            Ok(None) => Part::End,
+            Err(error) => Part::Broken(error.to_string()),
+        };
+    }
 }
 
 /// One call that was handed in. Dropping it means that its client has left.

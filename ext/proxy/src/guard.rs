@@ -13,11 +13,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::framing::{BodyKind, Chunks};
 use crate::link::Link;
+use crate::upstream::Socket;
 
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -49,7 +49,7 @@ pub(crate) struct Limits {
 
 /// The socket of one client.
 pub(crate) struct GuardedStream {
-    stream: TcpStream,
+    stream: Socket,
     link: Arc<Link>,
     limits: Limits,
     reading: Reading,
@@ -69,7 +69,7 @@ pub(crate) struct GuardedStream {
 }
 
 impl GuardedStream {
-    pub(crate) fn new(stream: TcpStream, link: Arc<Link>, limits: Limits) -> Self {
+    pub(crate) fn new(stream: Socket, link: Arc<Link>, limits: Limits) -> Self {
         Self {
             stream,
             link,

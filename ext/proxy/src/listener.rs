@@ -12,15 +12,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, Type};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::guard::{GuardedStream, Limits};
 use crate::link::Link;
 use crate::plane::Core;
 use crate::service::handle;
-use crate::upload::ClientBody;
+use crate::upstream::Socket;
 
 const BACKLOG: i32 = 4096;
 /// Large prompts arrive on fresh connections, whose window would otherwise grow only slowly.
@@ -33,7 +33,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
         io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
     };
     let open = || {
-        let socket = Socket::new(
+        let socket = socket2::Socket::new(
             Domain::for_address(address),
             Type::STREAM,
             Some(Protocol::TCP),
@@ -70,7 +70,9 @@ pub(crate) async fn accept(
                 let (core, stop) = (core.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    serve(core, stream, stop).await;
+                    // Fails only for a socket that is closed already, which the first read finds out.
+                    let _ = stream.set_nodelay(true);
+                    serve(core, Socket::Tcp(stream), stop).await;
                 });
             }
             Err(error) if is_of_one_client(&error) => {}
@@ -95,12 +97,11 @@ async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn serve(core: Arc<Core>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+/// Serves one connection until it ends.
+pub(crate) async fn serve(core: Arc<Core>, stream: Socket, mut stop: watch::Receiver<bool>) {
     let stats = &core.stats;
     stats.connections.fetch_add(1, Ordering::Relaxed);
     stats.connections_open.fetch_add(1, Ordering::Relaxed);
-    // Fails only for a socket that is closed already, which the first read finds out as well.
-    let _ = stream.set_nodelay(true);
     let link = Arc::new(Link::default());
     let limits = Limits {
         head_bytes_max: core.config.head_bytes_max,
@@ -110,7 +111,7 @@ async fn serve(core: Arc<Core>, stream: TcpStream, mut stop: watch::Receiver<boo
     };
     let io = TokioIo::new(GuardedStream::new(stream, link.clone(), limits));
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = handle(core.clone(), link.clone(), request.map(ClientBody::from));
+        let answer = handle(core.clone(), link.clone(), request);
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()

@@ -15,7 +15,6 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::account::{Account, Outcome};
-use crate::upload::ClientBody;
 use crate::upstream::{Line, Upstream};
 
 /// What went wrong with an upload, and how much of it was seen.
@@ -46,7 +45,7 @@ impl UploadState {
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     first: std::collections::VecDeque<Bytes>,
-    rest: Option<ClientBody>,
+    rest: Option<Incoming>,
     left: u64,
     state: Arc<UploadState>,
 }
@@ -67,7 +66,7 @@ impl RequestBody {
     /// Bytes in hand followed by what still comes, which may be at most `limit` bytes.
     pub(crate) fn stream(
         first: std::collections::VecDeque<Bytes>,
-        rest: ClientBody,
+        rest: Incoming,
         limit: u64,
         state: Arc<UploadState>,
     ) -> Self {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inferx import health
 from inferx.agent.gpus import discover
 from inferx.agent.ledger import Ledger
 from inferx.agent.manager import CreateRequest, Identity, Manager, Parts
@@ -31,8 +32,6 @@ from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve
 
 log = logging.getLogger("inferx.agent")
-
-WORKER_HOST = "127.0.0.1"
 
 
 class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
@@ -140,10 +139,11 @@ class Agent:
             client=self._client,
             grace_s=options.grace_s,
         )
-        identity = Identity(config.node_name, WORKER_HOST)
+        identity = Identity(config.node_name, config.host_ip)
         self.manager = Manager(identity, parts, self.view, config.data_dir / "pods")
         self._servers: list[Server] = []
         self.podmgr_port = self.state_port = 0
+        self._registrar: Registrar | None = None
         self._registration: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -165,10 +165,16 @@ class Agent:
         self.podmgr_port, self.state_port = pods.port, state.port
         node = describe_node(config, self.ledger, pods.port, state.port)
         self.view.show_node(config.node_name, node)
-        registrar = Registrar(config.state_svc_addrs, config.node_name, node)
-        self._registration = asyncio.create_task(registrar.run(), name="registration")
+        self._registrar = Registrar(config.state_svc_addrs, config.node_name, node)
+        self._registration = asyncio.create_task(self._registrar.run(), name="registration")
         gpus = ", ".join(f"{gpu.index}: {gpu.type} {gpu.vram_mb} MB" for gpu in self.ledger.gpus)
         log.info("node %s serves, GPUs: %s", config.node_name, gpus or "none")
+
+    def waits_for(self) -> str | None:
+        """What keeps this node from getting work."""
+        if self._registrar is None or not self._registrar.registered.is_set():
+            return "waiting for the state service to take this node's registration"
+        return None
 
     async def stop(self) -> None:
         """Stop listening; end the pods, or leave them running, as the options say."""
@@ -205,9 +211,11 @@ def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_po
 
 async def run(config: NodeConfig, options: Options, stop: asyncio.Event) -> None:
     """Serve until `stop` is set."""
-    agent = Agent(config, options)
-    try:
-        await agent.start()
-        await stop.wait()
-    finally:
-        await agent.stop()
+    async with health.serving(config) as probes:
+        agent = Agent(config, options)
+        try:
+            await agent.start()
+            probes.ready_when(agent.waits_for)
+            await stop.wait()
+        finally:
+            await agent.stop()

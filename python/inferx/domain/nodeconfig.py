@@ -21,6 +21,7 @@ from inferx.errors import BadRequest
 _T = TypeVar("_T")
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
+KEY_SECRET_CHARS_MIN = 32
 LISTENERS = ("rust", "granian")
 RUNTIMES = ("process", "runc", "containerd", "docker")
 
@@ -92,10 +93,28 @@ class TlsConfig:
 
 @dataclass(frozen=True)
 class KeycloakConfig:
-    """Identity provider."""
+    """Identity provider: a Keycloak realm, or any OpenID provider by its `issuer`."""
 
     url: str = ""
     realm: str = ""
+    issuer: str = ""
+    client_id: str = "inferx"
+    audience: str = ""
+
+    @property
+    def issuer_url(self) -> str:
+        """Who has to have issued a token; "" when there is no provider."""
+        if self.issuer:
+            return self.issuer
+        return f"{self.url.rstrip('/')}/realms/{self.realm}" if self.url and self.realm else ""
+
+
+@dataclass(frozen=True)
+class AuthConfig:
+    """Whether callers are asked who they are; `key_secret` is what keys are hashed under."""
+
+    enable: bool = False
+    key_secret: Secret = field(default_factory=Secret)
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,10 @@ class EtcdConfig:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used."""
+    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used.
+
+    `metrics_port` is that of probes and metrics, 0 for none.
+    """
 
     node_name: str
     resources: NodeResourcesConfig
@@ -145,6 +167,7 @@ class NodeConfig:
     statesvc_port: int = 1237
     scheduler_port: int = 1238
     gateway_port: int = 4000
+    metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
@@ -155,6 +178,7 @@ class NodeConfig:
     idle_park_ms: int = 5000
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     sharemem: ShareMemConfig = field(default_factory=ShareMemConfig)
     admin_apikey: Secret = field(default_factory=Secret)
@@ -181,6 +205,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         statesvc_port=port["statSvcPort"],
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
+        metrics_port=fields.integer("metricsPort", 0, high=65535),
         state_svc_addrs=_addresses(fields, "stateSvcAddrs")
         or (f"127.0.0.1:{port['statSvcPort']}",),
         scheduler_addr=_address(
@@ -204,6 +229,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
             options=fields.mapping("blobStoreConfig"),
         ),
         keycloak=_section(fields, "keycloakconfig", _read_keycloak, KeycloakConfig()),
+        auth=_read_auth(fields, host_ip),
         tls=_section(fields, "tlsconfig", _read_tls, TlsConfig()),
         sharemem=_section(fields, "sharemem", _read_sharemem, ShareMemConfig()),
         admin_apikey=Secret(fields.string("adminApikey_", "")),
@@ -294,7 +320,29 @@ def _read_etcd(fields: Fields) -> EtcdConfig:
 
 
 def _read_keycloak(fields: Fields) -> KeycloakConfig:
-    return KeycloakConfig(url=fields.string("url", ""), realm=fields.string("realm", ""))
+    return KeycloakConfig(
+        url=fields.string("url", ""),
+        realm=fields.string("realm", ""),
+        issuer=fields.string("issuer", ""),
+        client_id=fields.string("clientId", "inferx"),
+        audience=fields.string("audience", ""),
+    )
+
+
+def _read_auth(fields: Fields, host_ip: str) -> AuthConfig:
+    """Off by default on the loopback, and nowhere else."""
+    loopback = ipaddress.ip_address(host_ip).is_loopback
+    section = fields.child("auth")
+    enable = not loopback
+    if section is not None:
+        enable = section.boolean("enable", enable)
+        section.finish()
+    if not enable and not loopback:
+        fields.fail("auth.enable", f"may be false on the loopback only, not on {host_ip}")
+    secret = fields.string("keySecret_", "")
+    if secret and len(secret) < KEY_SECRET_CHARS_MIN:
+        fields.fail("keySecret_", f"must have at least {KEY_SECRET_CHARS_MIN} characters")
+    return AuthConfig(enable, Secret(secret))
 
 
 def _read_tls(fields: Fields) -> TlsConfig:

@@ -8,22 +8,33 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from inferx._ext import Proxy
+from inferx.auth.apikeys import Hasher
+from inferx.auth.authenticator import Authenticator
+from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import replies
+from inferx.gateway.access import Access
+from inferx.gateway.callers import Callers
 from inferx.gateway.door import AsgiDoor
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
+from inferx.gateway.keys import KeyRoutes
+from inferx.gateway.metrics import render
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
 from inferx.gateway.views import ViewRoutes
@@ -48,8 +59,17 @@ class Gateway:
         self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
+        self.control_socket = control_socket
+        self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
-        self._proxy = Proxy(listen_host(config), config.gateway_port, control_socket)
+        self._authenticator = Authenticator(Hasher(key_secret(config)), config.admin_apikey)
+        self._proxy = Proxy(
+            listen_host(config),
+            config.gateway_port,
+            control_socket,
+            # Credentials are hashed under a number that only this process knows.
+            auth_key=secrets.token_bytes(32) if config.auth.enable else None,
+        )
         control = Starlette(
             lifespan=self._lifespan,
             middleware=[Middleware(replies.RequestIds)],
@@ -75,14 +95,17 @@ class Gateway:
         scheduler = client.channel(self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
         workers = Workers(self._proxy, functions, scheduler, self._identity)
-        pump = Pump(self._proxy, workers.handle)
+        callers = Callers(self._proxy, self._authenticator, state)
+        pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
+        access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
-            *ViewRoutes(functions, self._proxy.stats, state, scheduler).routes(),
-            *ObjectRoutes(functions, state).routes(),
+            *KeyRoutes(self._authenticator, callers, state, access).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, scheduler, access).routes(),
+            *ObjectRoutes(functions, state, access).routes(),
         ]
         pump.start()
         workers.start()
-        getting_ready = asyncio.create_task(self._get_ready(functions, workers))
+        getting_ready = asyncio.create_task(self._get_ready(functions, workers, callers))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
             yield
@@ -96,6 +119,7 @@ class Gateway:
             await pump.stop()
             await workers.stop()
             self._identity.release()
+            await callers.stop()
             await functions.stop()
             await asyncio.gather(state.close(None), scheduler.close(None))
 
@@ -107,17 +131,38 @@ class Gateway:
 
     def set_stopping(self) -> None:
         """Tell load balancers; whoever calls still is served until the app's lifespan ends."""
-        self._proxy.set_not_ready("the gateway is stopping")
+        self._not_ready("the gateway is stopping")
 
     async def cut_calls(self, after_ms: int) -> None:
         """Take no more calls, and end those that are still open after that time."""
         if not await asyncio.to_thread(self._proxy.drain, after_ms):
             _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
 
-    async def _get_ready(self, functions: Functions, workers: Workers) -> None:
-        self._proxy.set_not_ready("the objects are not known yet: waiting for the state service")
+    def metrics(self) -> bytes:
+        """The data plane's and this process's, in Prometheus text form."""
+        return render(self._proxy.stats())
+
+    def _not_ready(self, reason: str | None) -> None:
+        self.waits_for = reason
+        self._proxy.set_not_ready(reason)
+
+    async def _get_ready(self, functions: Functions, workers: Workers, callers: Callers) -> None:
+        self._not_ready("the objects are not known yet: waiting for the state service")
         await functions.start()
-        self._proxy.set_not_ready("waiting for the scheduler")
+        await callers.start()
+        self._not_ready("waiting for the scheduler")
         await workers.connected.wait()
-        self._proxy.set_not_ready(None)
+        self._not_ready(None)
         _log.info("gateway ready, %d functions", len(functions.all()))
+
+
+def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> None:
+    """One event of the data plane to whom it concerns."""
+    if event[0] == "need_verdict":
+        callers.judge(event[1], event[2])
+    else:
+        workers.handle(event)
+
+
+def _log_refusal(request: Request, principal: str, action: str, error: InferxError) -> None:
+    _log.info("refused %s %s to %s: %s", request.method, action, principal, error.code)

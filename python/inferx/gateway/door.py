@@ -82,11 +82,7 @@ class AsgiDoor:
         if scope["type"] != "http" or not _is_call(scope["method"], scope["path"]):
             await self._control(scope, receive, send)
             return
-        try:
-            call, first = await self._open(scope, receive)
-        except ValueError as error:
-            await _refuse(send, str(error))
-            return
+        call, first = await self._open(scope, receive)
         self._calls[call.call.id] = call
         upload = asyncio.create_task(_upload(call, first, receive))
         answer = asyncio.create_task(_answer(call, send))
@@ -109,10 +105,11 @@ class AsgiDoor:
 
     async def _open(self, scope: Scope, receive: Receive) -> tuple[_Call, Message | None]:
         if self._door is None:
-            raise ValueError("the gateway has not started")
+            raise RuntimeError("the gateway has not started")
         version = _VERSIONS.get(scope["http_version"], b"HTTP/1.1")
         lines = [b"%b %b %b" % (scope["method"].encode(), _target(scope), version)]
-        fields = [(name, value) for name, value in scope["headers"]]
+        # Here a connection cannot become a tunnel, whatever the client asks for.
+        fields = [(name, value) for name, value in scope["headers"] if name != b"upgrade"]
         if version == b"HTTP/1.0":
             # The server fills in an empty Host, which only HTTP/1.1 needs.
             fields = [field for field in fields if field != (b"host", b"")]
@@ -127,7 +124,8 @@ class AsgiDoor:
             elif first.get("body"):
                 fields.append((b"content-length", b"%d" % len(first["body"])))
         lines += [b"%b: %b" % field for field in fields]
-        return _Call(self._door.open(b"\r\n".join(lines) + b"\r\n\r\n")), first
+        chunked = any(name == b"transfer-encoding" for name, _ in fields)
+        return _Call(self._door.open(b"\r\n".join(lines) + b"\r\n\r\n", chunked)), first
 
 
 def _is_call(method: str, path: str) -> bool:

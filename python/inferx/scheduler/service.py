@@ -17,6 +17,7 @@ from inferx.domain.codec import resolve_policy
 from inferx.domain.meta import Key, Object
 from inferx.domain.objects import FunctionSpec
 from inferx.errors import FunctionNotFound, InferxError, NotFound, StaleEpoch, Unavailable
+from inferx.health import Health
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc.server import Server, serve
 from inferx.scheduler import epoch, facts, metrics
@@ -87,6 +88,10 @@ class Scheduler:
         )
         self.port = self._server.port
         _log.info("scheduler ready on %s, epoch %d", address, self.epoch)
+
+    def waits_for(self) -> str | None:
+        """What keeps gateways from calling this process."""
+        return None if self.port else "waiting for the lead and for what the agents run"
 
     async def stop(self) -> None:
         """Answer who waits, stop listening, let go of everything; pods run on."""
@@ -164,9 +169,10 @@ class Scheduler:
             self.failed.set_result(StaleEpoch(f"another scheduler leads: {error.message}"))
 
 
-async def run(config: NodeConfig, stop: asyncio.Event) -> None:
+async def run(config: NodeConfig, stop: asyncio.Event, probes: Health) -> None:
     """Serve until `stop` is set; raises StaleEpoch when another scheduler has taken over."""
     scheduler = Scheduler(config)
+    probes.ready_when(scheduler.waits_for)
     stopped = asyncio.create_task(stop.wait())
     starting = asyncio.create_task(scheduler.start())
     try:

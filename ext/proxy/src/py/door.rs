@@ -1,7 +1,6 @@
 //! The Python rim of the second door: argument conversion and nothing else.
 
 use bytes::Bytes;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
@@ -30,8 +29,8 @@ impl Door {
         self.door.ready()
     }
 
-    fn open(&self, head: &[u8]) -> PyResult<DoorCall> {
-        let call = self.door.open(head).map_err(PyValueError::new_err)?;
+    fn open(&self, head: &[u8], chunked: bool) -> PyResult<DoorCall> {
+        let call = self.door.open(head, chunked).map_err(super::os_error)?;
         Ok(DoorCall { call })
     }
 }
