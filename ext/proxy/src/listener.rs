@@ -70,7 +70,7 @@ pub(crate) async fn accept(
                 let (core, stop) = (core.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    // Fails only for a socket that is closed already, which the first read finds out.
+                    // Fails only for a socket that is closed already, as the first read finds.
                     let _ = stream.set_nodelay(true);
                     serve(core, Socket::Tcp(stream), stop).await;
                 });

@@ -185,12 +185,16 @@ mod tests {
                 "rest",
             ),
             (
-                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\nT: u\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n\
+                  2\r\nab\r\n1\r\nc\r\n0\r\nT: u\r\n\r\n",
                 "abc",
             ),
         ] {
             let (status, fields, read) = read(raw, Method::GET).await;
-            assert_eq!((status, fields, read.ok().as_deref()), (200, 1, Some(body.as_bytes())));
+            assert_eq!(
+                (status, fields, read.ok().as_deref()),
+                (200, 1, Some(body.as_bytes()))
+            );
         }
         let head = read(
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
