@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 
 use crate::listener;
 use crate::plane::Core;
-use crate::upstream::Socket;
+use crate::socket::Socket;
 use answer::Answer;
 
 const FRAMES_MAX: usize = 4;

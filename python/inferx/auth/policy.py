@@ -51,6 +51,7 @@ ACTIONS: dict[str, Rule] = {
     "function.call": Rule(_INFERENCE, _USER, Level.NAMESPACE),
     "pod.call": Rule(_FULL, _ADMIN, Level.NAMESPACE),
     "model.list": Rule(_INFERENCE, _USER, Level.WITHIN),
+    "login.see": Rule(_INFERENCE, _USER, Level.WITHIN),
     "whoami": Rule(_INFERENCE, _USER, Level.WITHIN),
     "object.list": Rule(_READ, _USER, Level.WITHIN),
     "function.read": Rule(_READ, _USER, Level.NAMESPACE),

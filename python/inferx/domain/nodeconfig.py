@@ -100,6 +100,7 @@ class KeycloakConfig:
     issuer: str = ""
     client_id: str = "inferx"
     audience: str = ""
+    allow_http: bool = False
 
     @property
     def issuer_url(self) -> str:
@@ -169,13 +170,16 @@ class NodeConfig:
     gateway_port: int = 4000
     metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
+    leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     listener: str = "rust"
     runtime: str = "process"
+    snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
+    pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
-    idle_park_ms: int = 5000
+    idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
@@ -206,8 +210,10 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
         metrics_port=fields.integer("metricsPort", 0, high=65535),
-        state_svc_addrs=_addresses(fields, "stateSvcAddrs")
-        or (f"127.0.0.1:{port['statSvcPort']}",),
+        state_svc_addrs=_several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        leader_lease_ms=fields.integer(
+            "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
+        ),
         scheduler_addr=_address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
         ),
@@ -220,9 +226,11 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         data_dir=data_dir,
         listener=fields.choice("listener", LISTENERS, "rust"),
         runtime=fields.choice("runtime", RUNTIMES, "process"),
+        snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
+        pod_cidr=_pod_cidr(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
-        idle_park_ms=fields.integer("idleParkMs", 5000, unit="milliseconds"),
+        idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
         blob=BlobConfig(
             enable=fields.boolean("enableBlobStore", False),
             type=fields.choice("blobStoreType", ("", "s3", "nfs"), ""),
@@ -267,6 +275,31 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
+
+
+def _pod_cidr(fields: Fields) -> str:
+    given = fields.string("podCidr", NodeConfig.pod_cidr)
+    try:
+        network = ipaddress.IPv4Network(given)
+    except ValueError as error:
+        fields.fail("podCidr", f"{given!r} is not an IPv4 network like 10.213.0.0/16: {error}")
+    if network.prefixlen > 29:
+        fields.fail("podCidr", f"{given} has no room for containers; give a /29 or larger")
+    return str(network)
+
+
+def _several(fields: Fields, name: str) -> tuple[str, ...]:
+    """Addresses of replicas. One may be a name (which stands for all its addresses)."""
+    found = _addresses(fields, name)
+    for address in found if len(found) > 1 else ():
+        try:
+            ipaddress.IPv4Address(address.rpartition(":")[0])
+        except ValueError:
+            fields.fail(
+                name,
+                f"of several each has to be an IPv4 address, {address!r} is not; or give one name",
+            )
+    return found
 
 
 def _host_ip(fields: Fields) -> str:
@@ -326,6 +359,7 @@ def _read_keycloak(fields: Fields) -> KeycloakConfig:
         issuer=fields.string("issuer", ""),
         client_id=fields.string("clientId", "inferx"),
         audience=fields.string("audience", ""),
+        allow_http=fields.boolean("allowHttp", False),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from inferx.domain.apikey import ApiKey, read_apikey
 from inferx.domain.cluster import (
     Alloc,
+    Gateway,
     GpuAlloc,
     GpuDevice,
     Node,
@@ -21,6 +22,7 @@ from inferx.domain.cluster import (
     SchedulerRecord,
     Snapshot,
     read_alloc,
+    read_gateway,
     read_node,
     read_pod,
     read_scheduler,
@@ -49,6 +51,7 @@ __all__ = [
     "FuncPolicy",
     "Function",
     "FunctionSpec",
+    "Gateway",
     "GpuAlloc",
     "GpuDevice",
     "GpuRequest",
@@ -140,6 +143,7 @@ KINDS: dict[str, Kind] = {
         Kind("snapshot", read_snapshot),
         Kind("apikey", read_apikey),
         Kind("scheduler", read_scheduler, SYSTEM, SYSTEM),
+        Kind("gateway", read_gateway, SYSTEM, SYSTEM),
     )
 }
 """Every known kind; anything else is refused."""

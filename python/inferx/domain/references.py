@@ -35,7 +35,7 @@ def namespace_key(tenant: str, namespace: str) -> Key:
 
 def parents(meta: Meta) -> list[Parent]:
     """What must exist before an object of this envelope may be written."""
-    if meta.kind in ("tenant", "node", "scheduler"):
+    if meta.kind in ("tenant", "node", "scheduler", "gateway"):
         return []
     found = [Parent("tenant", tenant_key(meta.tenant))]
     if meta.kind == "namespace":

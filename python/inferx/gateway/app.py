@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from inferx._ext import Proxy
 from inferx.auth.apikeys import Hasher
 from inferx.auth.authenticator import Authenticator
+from inferx.auth.oidc import token_verifier
 from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
@@ -34,14 +35,17 @@ from inferx.gateway.door import AsgiDoor
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
 from inferx.gateway.keys import KeyRoutes
+from inferx.gateway.leader import LeaderLink
 from inferx.gateway.metrics import render
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
+from inferx.gateway.registration import Registration
 from inferx.gateway.views import ViewRoutes
 from inferx.gateway.workers import Workers
 from inferx.rpc import client
 
 DRAIN_MS = 30_000
+Feeder = Callable[[], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +66,9 @@ class Gateway:
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
-        self._authenticator = Authenticator(Hasher(key_secret(config)), config.admin_apikey)
+        tokens = token_verifier(config.keycloak)
+        hasher = Hasher(key_secret(config))
+        self._authenticator = Authenticator(hasher, config.admin_apikey, tokens)
         self._proxy = Proxy(
             listen_host(config),
             config.gateway_port,
@@ -91,21 +97,27 @@ class Gateway:
         except Exception as error:
             self.startup_error = error
             raise
-        state = client.channel(self._config.state_svc_addrs[0])
-        scheduler = client.channel(self._config.scheduler_addr)
+        state = client.channel(self._config.state_svc_addrs)
+        link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
-        workers = Workers(self._proxy, functions, scheduler, self._identity)
+        workers = Workers(self._proxy, functions, link, self._identity)
         callers = Callers(self._proxy, self._authenticator, state)
         pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
         access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
-            *KeyRoutes(self._authenticator, callers, state, access).routes(),
-            *ViewRoutes(functions, self._proxy.stats, state, scheduler, access).routes(),
+            *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
             *ObjectRoutes(functions, state, access).routes(),
         ]
         pump.start()
-        workers.start()
-        getting_ready = asyncio.create_task(self._get_ready(functions, workers, callers))
+        registration = Registration(
+            self._config,
+            self._identity.gateway_id,
+            lambda: workers.drop_all("the registration has lapsed"),
+        )
+        # The link before the workers: they ask whoever leads.
+        feeders = (functions.start, callers.start, link.start, registration.done)
+        getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
             yield
@@ -118,10 +130,12 @@ class Gateway:
             await asyncio.gather(getting_ready, return_exceptions=True)
             await pump.stop()
             await workers.stop()
+            await registration.stop()
+            await link.stop()
             self._identity.release()
             await callers.stop()
             await functions.stop()
-            await asyncio.gather(state.close(None), scheduler.close(None))
+            await state.close(None)
 
     def _open(self) -> int:
         if self._door is None:
@@ -146,10 +160,13 @@ class Gateway:
         self.waits_for = reason
         self._proxy.set_not_ready(reason)
 
-    async def _get_ready(self, functions: Functions, workers: Workers, callers: Callers) -> None:
+    async def _get_ready(
+        self, functions: Functions, workers: Workers, feeders: Iterable[Feeder]
+    ) -> None:
         self._not_ready("the objects are not known yet: waiting for the state service")
-        await functions.start()
-        await callers.start()
+        for feed in feeders:
+            await feed()
+        workers.start()
         self._not_ready("waiting for the scheduler")
         await workers.connected.wait()
         self._not_ready(None)

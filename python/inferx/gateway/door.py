@@ -165,10 +165,10 @@ async def _answer(call: _Call, send: Send) -> None:
         name == b"content-type" and value.startswith(b"text/event-stream") for name, value in fields
     )
     part = call.call.take()
-    if part is None:
+    if part is None or part[0] == "broken":
         # Some servers send the head only with the first piece of the body, which may be far.
         await send({"type": "http.response.body", "body": b"", "more_body": True})
-        part = await call.next_part()
+        part = part or await call.next_part()
     while part[0] == "data":
         following = call.call.take()
         last = following is not None and following[0] == "end"

@@ -25,6 +25,7 @@ from inferx.gateway.access import (
 )
 from inferx.gateway.backends import ask
 from inferx.gateway.functions import Functions, model_id
+from inferx.gateway.leader import LeaderLink
 from inferx.gateway.metrics import render
 from inferx.gateway.objects import STATE
 from inferx.gateway.replies import flag, names, number, reply, segments
@@ -43,16 +44,15 @@ class ViewRoutes:
         functions: Functions,
         stats: Any,
         state: grpc.aio.Channel,
-        scheduler: grpc.aio.Channel,
+        link: LeaderLink,
         access: Access,
     ) -> None:
         self._functions = functions
         self._access = access
         self._stats = stats
         objects: Any = ixmeta_pb2_grpc.IxMetaServiceStub
-        leases: Any = na_pb2_grpc.SchedulerServiceStub
-        self._state, self._pods = objects(state), objects(scheduler)
-        self._scheduler = leases(scheduler)
+        self._state = objects(state)
+        self._link = link
 
     def routes(self) -> list[GuardedRoute]:
         """The routes of this part."""
@@ -90,7 +90,7 @@ class ViewRoutes:
     async def _list_pods(self, request: Request, found: list[str]) -> list[dict[str, Any]]:
         tenant, namespace, function = [*found, "", "", ""][:3]
         message = ixmeta_pb2.ListRequestMessage(obj_type="pod", tenant=tenant, namespace=namespace)
-        answer = await ask(SCHEDULER, self._pods.List, message)
+        answer = await ask(SCHEDULER, self._link.pods.List, message)
         caller = caller_of(request)
         shown = [
             obj
@@ -115,7 +115,7 @@ class ViewRoutes:
         message = ixmeta_pb2.GetRequestMessage(
             obj_type="pod", tenant=tenant, namespace=namespace, name=name
         )
-        answer = await ask(SCHEDULER, self._pods.Get, message)
+        answer = await ask(SCHEDULER, self._link.pods.Get, message)
         found: ixmeta_pb2.Obj = answer.obj
         return found
 
@@ -131,7 +131,7 @@ class ViewRoutes:
             fprevision=spec.fprevision,
             id=name,
         )
-        answer = await ask(SCHEDULER, self._scheduler.KillPod, message, 30.0)
+        answer = await ask(SCHEDULER, self._link.leases.KillPod, message, 30.0)
         if answer.status == pb.NOT_FOUND:
             raise NotFound(f"{pod.meta} does not exist any more")
         if answer.status == pb.INVALID_STATE:
