@@ -1,4 +1,4 @@
-"""The edges of HTTP through both doors: long heads, pipelines, ends by closing, slow and torn ones."""
+"""The edges of HTTP through both doors: long heads, pipelines, ends by closing, slow requests."""
 
 from __future__ import annotations
 
