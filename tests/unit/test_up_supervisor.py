@@ -144,6 +144,9 @@ def platform(tmp_path: Path) -> Iterator[Up]:
             process.communicate(timeout=30)
         elif process.stderr is not None:
             process.stderr.close()
+    # What the services of a killed supervisor had started is nobody's any more.
+    for left in mentioning(str(tmp_path)):
+        os.kill(left, signal.SIGKILL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
