@@ -132,7 +132,7 @@ class Agent:
         self._options = options
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
-        self.view = AgentView()
+        self.view = AgentView(self.ledger.taken_mb)
         parts = Parts(
             runtime=ProcessRuntime(options.work_dir, options.environment),
             ledger=self.ledger,
@@ -188,6 +188,7 @@ class Agent:
             log.error("a pod could not be ended: %s", error.message)
         await asyncio.gather(*(server.stop() for server in self._servers))
         await self.manager.close()
+        self.view.close()
         await self._client.aclose()
 
 
