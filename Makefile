@@ -82,6 +82,13 @@ bench-proxy: build ## the data plane beside nginx and the bare backend (needs ng
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
 	$(PY) scripts/checkov .cache/checkov/bin/checkov
 
+N ?= 100
+SEED ?= 1
+.PHONY: chaos
+chaos: build ## break a real cluster N times under load and judge what happened; N=100 SEED=1
+	scripts/test-deps
+	$(PY) -m tests.chaos.run -n $(N) --seed $(SEED)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so

@@ -463,14 +463,15 @@ class SchedulerCore:
     def __new__(
         cls,
         pod_id_prefix: str,
-        idle_park_ms: int = 5000,
+        idle_park_ms: int | None = None,
         lease_ttl_ms: int = 15000,
         takeover_ms: int = 3000,
     ) -> SchedulerCore:
         """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at
         most 8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last
-        lease came back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this
-        process wait `takeover_ms` for a gateway to announce them.
+        lease came back, None = when the keep-alive policy says so; leases of a gateway silent for
+        `lease_ttl_ms` end; pods found ready by this process wait `takeover_ms` for a gateway to
+        announce them.
         """
 
     def lease(
@@ -484,6 +485,7 @@ class SchedulerCore:
         request_id: str,
         slots: int,
         deadline_ms: int,
+        consumer: str = "",
     ) -> tuple[str, int, str, int, str] | tuple[str, int] | tuple[str, str, str, int | None]:
         """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)`
         or `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
@@ -491,7 +493,8 @@ class SchedulerCore:
         Idempotent by (`gateway_id`, `request_id`) while the lease or ticket lives; "" = never.
         `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the
         policy's queue timeout. The current revision serves every caller, whatever `revision` it
-        names.
+        names. `consumer` is the tenant that calls, "" = the function's own: the keep-alive policy
+        tells callers apart by it.
         """
 
     def give_back(self, now_ms: int, lease_id: int, ok: bool = True) -> bool:
@@ -540,7 +543,8 @@ class SchedulerCore:
         `kind` is one of
         function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib,
         standby_mem_mib, gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory,
-        min_replica, max_replica, standby_per_node, parallel, queue_len, queue_timeout_ms),
+        expected_cold_ms, expected_resume_ms, min_replica, max_replica, standby_per_node, parallel,
+        queue_len, queue_timeout_ms, wait_ratio_milli),
         function_gone (its name), tenant (name, disabled, allow_standby, max_replica,
         min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit), namespace
         (tenant, name, disabled), node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus

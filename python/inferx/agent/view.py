@@ -1,4 +1,4 @@
-"""What the agent shows of itself on its state port: its node and its pods.
+"""What the agent shows of itself on its state port: its node, pods and snapshots.
 
 Must never be a second source of truth: pods' tasks and the agent say what is shown.
 """
@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from inferx._ext import __version__
 from inferx.agent.pod import Pod
+from inferx.agent.snapshots import Entry
 from inferx.domain import codec
-from inferx.domain.cluster import Node
+from inferx.domain.cluster import Node, Snapshot
 from inferx.domain.meta import SYSTEM
 from inferx.store.view import ObjectView
 
@@ -20,10 +21,10 @@ ACCOUNT_AFTER_S = 0.5  # the ledger follows the changes of a pod that are shown
 
 
 class AgentView:
-    """The objects of kinds `node` and `pod`; `servicer` answers Get, List and Watch for them."""
+    """The objects of kinds `node`, `pod` and `snapshot`; `servicer` answers Get, List and Watch."""
 
     def __init__(self, vram_used_mb: Callable[[], tuple[int, ...]] = tuple) -> None:
-        self.servicer = ObjectView(__version__, ("node", "pod"))
+        self.servicer = ObjectView(__version__, ("node", "pod", "snapshot"))
         self._vram_used_mb = vram_used_mb
         self._node: tuple[str, Node] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -63,6 +64,13 @@ class AgentView:
                 annotations=record.annotations,
             )
         )
+
+    def show_snapshot(self, entry: Entry, snapshot: Snapshot | None) -> None:
+        """Show a function's snapshot, or (None) that there is none any more."""
+        if snapshot is None:
+            self.servicer.remove("snapshot", entry.function)
+        else:
+            self.servicer.put(codec.new("snapshot", entry.function, snapshot.to_raw()))
 
     def remove_pod(self, pod: Pod) -> None:
         """Stop showing the pod."""

@@ -99,6 +99,7 @@ class KeycloakConfig:
     issuer: str = ""
     client_id: str = "inferx"
     audience: str = ""
+    allow_http: bool = False
 
     @property
     def issuer_url(self) -> str:
@@ -172,12 +173,16 @@ class NodeConfig:
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
+    snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
+    pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
-    idle_park_ms: int = 5000
+    idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    mount_roots: tuple[str, ...] = ()
+    """Folders of the nodes that tenants may mount; who manages the platform may mount all."""
     tls: TlsConfig = field(default_factory=TlsConfig)
     sharemem: ShareMemConfig = field(default_factory=ShareMemConfig)
     admin_apikey: Secret = field(default_factory=Secret)
@@ -220,9 +225,11 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
         runtime=fields.choice("runtime", RUNTIMES, "process"),
+        snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
+        pod_cidr=_pod_cidr(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
-        idle_park_ms=fields.integer("idleParkMs", 5000, unit="milliseconds"),
+        idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
         blob=BlobConfig(
             enable=fields.boolean("enableBlobStore", False),
             type=fields.choice("blobStoreType", ("", "s3", "nfs"), ""),
@@ -230,6 +237,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         ),
         keycloak=_section(fields, "keycloakconfig", _read_keycloak, KeycloakConfig()),
         auth=_read_auth(fields, host_ip),
+        mount_roots=tuple(fields.strings("mountRoots")),
         tls=_section(fields, "tlsconfig", _read_tls, TlsConfig()),
         sharemem=_section(fields, "sharemem", _read_sharemem, ShareMemConfig()),
         admin_apikey=Secret(fields.string("adminApikey_", "")),
@@ -267,6 +275,17 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
+
+
+def _pod_cidr(fields: Fields) -> str:
+    given = fields.string("podCidr", NodeConfig.pod_cidr)
+    try:
+        network = ipaddress.IPv4Network(given)
+    except ValueError as error:
+        fields.fail("podCidr", f"{given!r} is not an IPv4 network like 10.213.0.0/16: {error}")
+    if network.prefixlen > 29:
+        fields.fail("podCidr", f"{given} has no room for containers; give a /29 or larger")
+    return str(network)
 
 
 def _several(fields: Fields, name: str) -> tuple[str, ...]:
@@ -340,6 +359,7 @@ def _read_keycloak(fields: Fields) -> KeycloakConfig:
         issuer=fields.string("issuer", ""),
         client_id=fields.string("clientId", "inferx"),
         audience=fields.string("audience", ""),
+        allow_http=fields.boolean("allowHttp", False),
     )
 
 

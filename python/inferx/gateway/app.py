@@ -23,6 +23,7 @@ from starlette.requests import Request
 from inferx._ext import Proxy
 from inferx.auth.apikeys import Hasher
 from inferx.auth.authenticator import Authenticator
+from inferx.auth.oidc import token_verifier
 from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
@@ -63,7 +64,9 @@ class Gateway:
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
-        self._authenticator = Authenticator(Hasher(key_secret(config)), config.admin_apikey)
+        tokens = token_verifier(config.keycloak)
+        hasher = Hasher(key_secret(config))
+        self._authenticator = Authenticator(hasher, config.admin_apikey, tokens)
         self._proxy = Proxy(
             listen_host(config),
             config.gateway_port,
@@ -98,14 +101,14 @@ class Gateway:
         pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
         access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
-            *KeyRoutes(self._authenticator, callers, state, access).routes(),
+            *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
             *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
-            *ObjectRoutes(functions, state, access).routes(),
+            *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
         ]
         pump.start()
         registration = Registration(
             self._config,
-            self._identity.gateway_id,
+            self._identity,
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from inferx.auth import Place, Principal, Role, Scope, allowed
 from inferx.auth.apikeys import CHAIN_MAX, KeyTable, home_of, key_id, mint, place_of
 from inferx.auth.authenticator import Authenticator, now_ms
+from inferx.config import KeycloakConfig
 from inferx.domain import codec
 from inferx.domain.apikey import ROLES, SCOPES, ApiKey
 from inferx.domain.meta import SYSTEM, Object, check_name
@@ -31,7 +32,7 @@ NOTE_CHARS_MAX = 200
 
 
 class KeyRoutes:
-    """`/apikeys/`, `/apikey/{id}/`, `/whoami`."""
+    """`/apikeys/`, `/apikey/{id}/`, `/login`, `/whoami`."""
 
     def __init__(
         self,
@@ -39,7 +40,9 @@ class KeyRoutes:
         callers: Callers,
         state: grpc.aio.Channel,
         access: Access,
+        provider: KeycloakConfig,
     ) -> None:
+        self._provider = provider
         self._authenticator = authenticator
         self._callers = callers
         self._access = access
@@ -57,6 +60,7 @@ class KeyRoutes:
             route("/apikeys/", self.create, ["POST"], "key.create", _wanted_place),
             route("/apikeys/", self.list, ["GET"], "key.list", everywhere),
             route("/apikey/{path:path}", self.revoke, ["DELETE"], "key.revoke", everywhere),
+            route("/login", self.login, ["GET"], "login.see", everywhere),
             route("/whoami", self.whoami, ["GET"], "whoami", everywhere),
         ]
 
@@ -150,6 +154,11 @@ class KeyRoutes:
         )
         await ask(STATE, self._stub.Delete, message)
         await self._callers.seen(obj.key, present=False)
+
+    async def login(self, request: Request) -> Response:
+        """GET: where to log in; "" when there is no identity provider."""
+        provider = self._provider
+        return reply({"issuer": provider.issuer_url, "client_id": provider.client_id})
 
     async def whoami(self, request: Request) -> Response:
         """GET: the caller as the platform sees it."""

@@ -6,6 +6,7 @@ Must never lose a lease: each is in the data plane, on its way back, or rejected
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -192,7 +193,7 @@ class Workers:
                     raise Unavailable(
                         f"the scheduler does not answer: {error.message}", retry_after_ms=1000
                     ) from error
-                await asyncio.sleep(backoff_s)
+                await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
                 continue
             if answer.epoch < self._link.epoch:
@@ -217,6 +218,11 @@ class Workers:
             for task in (call, moved):
                 task.cancel()
             await asyncio.gather(call, moved, return_exceptions=True)
+
+    async def _pause(self, seconds: float) -> None:
+        """Rest before a retry, but not longer than until another scheduler leads."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._link.moved(), seconds)
 
     def _fail(self, key: Key, revision: int, error: InferxError) -> None:
         self._proxy.fail_lease(
@@ -262,7 +268,7 @@ class Workers:
                 if loop.time() >= deadline:
                     _log.warning("lease %s was not given back: %s", lease.lease_id, error)
                     return
-                await asyncio.sleep(backoff_s)
+                await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
             except InferxError as error:
                 _log.info("lease %s is not known any more: %s", lease.lease_id, error)
@@ -284,7 +290,7 @@ class Workers:
                 _log.info("the scheduler is not there: %s", error)
                 if time.monotonic() - self._heard > LEASES_LIVE_S:
                     self.drop_all("no scheduler answers, they may be in other hands by now")
-                await asyncio.sleep(backoff_s)
+                await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
 
     async def _in_doubt(self) -> bool:

@@ -38,7 +38,7 @@ class Granted:
 @dataclass(frozen=True)
 class Wish:
     """A gateway's request for slots (0 = all of one pod), to be answered within `wait_ms`
-    (0 = the queue timeout of the function's policy)."""
+    (0 = the queue timeout of the function's policy). `consumer` is the calling tenant, if known."""
 
     key: Key
     revision: int
@@ -46,6 +46,7 @@ class Wish:
     request_id: str
     slots: int
     wait_ms: int
+    consumer: str = ""
 
 
 class Brain:
@@ -55,7 +56,7 @@ class Brain:
         self,
         orders: Callable[[Effect], None],
         changed: Callable[[], None],
-        idle_park_ms: int,
+        idle_park_ms: int | None,
     ) -> None:
         self._core = SchedulerCore(
             secrets.token_hex(4), idle_park_ms, lease_ttl_ms=LEASE_TTL_MS, takeover_ms=TAKEOVER_MS
@@ -90,6 +91,7 @@ class Brain:
             wish.request_id,
             wish.slots,
             now_ms + wish.wait_ms if wish.wait_ms else 0,
+            wish.consumer,
         )
         if answer[0] == "leased":
             self._settle()

@@ -84,7 +84,7 @@ impl Core {
         self.capacity_changed = true;
         self.retire_unwanted(now_ms, ix);
         if self.pods.contains_key(&ix) {
-            self.arm_pod(ix, now_ms + self.config.idle_park_ms);
+            self.arm_idle(now_ms, ix);
         }
     }
 
@@ -133,13 +133,16 @@ impl Core {
         let func = pod.func;
         if pod.leased == 0 {
             self.apply(now_ms, ix, Event::Lease);
+            self.pod_mut(ix).busy_since_ms = now_ms;
         }
+        let consumer = self.visit_begins(now_ms, func, "");
         let pod = self.pod_mut(ix);
         pod.leased += slots;
         pod.used_ms = now_ms;
         let request_id = String::new();
         let id: LeaseId = self.leases.insert(Lease {
             gateway,
+            consumer,
             request_id,
             func,
             pod: ix,

@@ -22,12 +22,18 @@ pub struct World {
 }
 
 impl World {
-    /// One node with `gpus` GPUs of 24,000 MiB.
+    /// One node with `gpus` GPUs of 24,000 MiB; idle pods are parked after 5 s.
     pub fn new(gpus: u32) -> World {
         let config = Config {
             pod_id_prefix: "abc123".into(),
+            idle_park_ms: Some(5_000),
+            residence_min_ms: 0,
             ..Config::default()
         };
+        World::with(gpus, config)
+    }
+
+    pub fn with(gpus: u32, config: Config) -> World {
         let mut world = World {
             core: Core::new(config),
             now: 0,
@@ -88,6 +94,7 @@ impl World {
         let ask = Ask {
             key: key(name),
             gateway: 1,
+            consumer: String::new(),
             request_id: request_id.into(),
             slots,
             deadline_ms: self.now + wait_ms,
@@ -106,6 +113,14 @@ impl World {
         match self.ask(name) {
             Answer::Queued(ticket) => ticket,
             other => panic!("{name} was not queued: {other:?}"),
+        }
+    }
+
+    /// A warm lease of `name`.
+    pub fn leased(&mut self, name: &str) -> u64 {
+        match self.ask(name) {
+            Answer::Leased(grant) => grant.lease.0,
+            other => panic!("{name} was not leased: {other:?}"),
         }
     }
 
