@@ -61,11 +61,11 @@ class Nemesis:
             "cut_gateway_from_state": lambda: self._cut("gateway", ("statesvc0", "statesvc1")),
             "slow_etcd": self._slow,
         }
-        if all(node.isolated for node in cluster.nodes):
-            self._kinds["cut_node"] = self._cut_node
 
     async def run(self, count: int) -> None:
         """So many faults; every kind comes once before any comes again."""
+        if all(node.isolated for node in self._cluster.nodes):
+            self._kinds["cut_node"] = self._cut_node
         bag: list[str] = []
         for number in range(count):
             if not bag:

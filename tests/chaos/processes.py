@@ -39,6 +39,7 @@ class Service:
         """Start it, unless it runs."""
         if self.running():
             return
+        self._let_go()
         command = [
             sys.executable, "-P", "-m", "inferx", "run", self.kind,
             "--config", str(self._config), "--supervised",
@@ -69,12 +70,15 @@ class Service:
         self.send(signal.SIGKILL)
         if self._process is not None:
             self._process.wait(GRACE_S)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close our end of its standard input, by which it would know that we ended."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
 
     async def stop(self) -> None:
         """An orderly end; killed when it takes too long."""
-        if not self.running():
-            return
-        assert self._process is not None
         self.send(signal.SIGTERM)
         self.send(signal.SIGCONT)
         deadline = time.monotonic() + GRACE_S
@@ -82,6 +86,7 @@ class Service:
             await asyncio.sleep(0.05)
         if self.running():
             self.kill()
+        self._let_go()
 
     def log_tail(self, chars: int = 3000) -> str:
         """The end of its log."""
