@@ -25,9 +25,10 @@ $(INSTALLED): constraints.txt examples/requirements.txt
 build: $(INSTALLED) ## make the environment and the extension module (release)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(BIN):$$PATH maturin develop -q --release >/dev/null
 
+RUNTIME ?= process
 .PHONY: demo
-demo: build ## start the platform, deploy real functions, call them, print what happened
-	$(PY) scripts/demo.py
+demo: build ## start the platform, deploy real functions, call them; RUNTIME=runc with snapshots
+	$(PY) scripts/demo.py --runtime $(RUNTIME)
 
 .PHONY: test
 test: build ## install what the tests need and run all of them
@@ -88,6 +89,18 @@ SEED ?= 1
 chaos: build ## break a real cluster N times under load and judge what happened; N=100 SEED=1
 	scripts/test-deps
 	$(PY) -m tests.chaos.run -n $(N) --seed $(SEED)
+
+JAX := .cache/jax
+$(JAX)/.installed: examples/jax/requirements.txt
+	$(PYTHON) -m venv $(JAX)
+	$(JAX)/bin/python -m pip install -q --disable-pip-version-check --require-hashes \
+	  -r examples/jax/requirements.txt
+	@touch $@
+
+.PHONY: bench-snapshot
+bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real servers (root); ARGS=...
+	scripts/install-criu
+	$(PY) bench/snapshot_workers.py $(ARGS)
 
 .PHONY: clean
 clean: ## remove everything that the build made
