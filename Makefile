@@ -89,6 +89,11 @@ chaos: build ## break a real cluster N times under load and judge what happened;
 	scripts/test-deps
 	$(PY) -m tests.chaos.run -n $(N) --seed $(SEED)
 
+.PHONY: crash-points
+crash-points: build ## kill each service after its n-th write to the store, for every n
+	scripts/test-deps
+	$(PY) -m tests.chaos.crash_points
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so
