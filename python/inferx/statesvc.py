@@ -27,6 +27,7 @@ from inferx.errors import (
 from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
 from inferx.rpc.server import Server, serve, set_warnings
 from inferx.store import open_store
+from inferx.store.crashpoint import CrashPoint, crashing
 from inferx.store.objects import ObjectStore
 from inferx.store.protocol import At, Empty, Guard, GuardFailed, Put, Quiet, Store
 from inferx.store.select import Selector
@@ -341,7 +342,7 @@ class Running:
 
 async def start(config: NodeConfig) -> Running:
     """Open the configured store and serve it."""
-    store = await open_store(config)
+    store = crashing(await open_store(config), CrashPoint(config.crash_after_writes))
     objects = ObjectStore(store, config.etcd.prefix)
     try:
         service, leases = StateService(objects), LeaseService(store)

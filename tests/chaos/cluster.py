@@ -36,7 +36,8 @@ _stub: Any = ixmeta_pb2_grpc.IxMetaServiceStub
 class Cluster:
     """etcd, two state services, two schedulers, nodes with their agents, two gateways."""
 
-    def __init__(self, folder: Path, nodes: int = 3) -> None:
+    def __init__(self, folder: Path, nodes: int = 3, replicas: int = 2) -> None:
+        self._replicas = replicas
         self.folder = folder
         self.etcd: EtcdServer
         self.services: dict[str, Service] = {}
@@ -50,15 +51,14 @@ class Cluster:
         """All services of a kind."""
         return [service for service in self.services.values() if service.kind == kind]
 
-    async def start(self) -> None:
+    async def start(self, deploy: bool = True) -> None:
         """Start everything and wait until each function answers through each gateway."""
         (self.folder / "executions").mkdir()
         (self.folder / "etcd").mkdir()
         self.etcd = await asyncio.to_thread(EtcdServer, self.folder / "etcd")
         for node in self.nodes:
             node.make()
-        ports = free_ports(4)
-        state_ports, scheduler_ports = ports[:2], ports[2:]
+        state_ports, scheduler_ports = free_ports(self._replicas), free_ports(self._replicas)
         for number, port in enumerate(state_ports):
             way = await self._way(f"statesvc{number}", "etcd", self.etcd.port)
             document = {"etcdAddrs": [f"127.0.0.1:{way}"], "statSvcPort": port}
@@ -66,7 +66,7 @@ class Cluster:
         self._state_ports = state_ports
         for number, port in enumerate(scheduler_ports):
             await self._add_follower(f"scheduler{number}", "scheduler", {"schedulerPort": port})
-        for number in range(2):
+        for number in range(self._replicas):
             (port,) = free_ports(1)
             extra = {"gatewayPort": port, "schedulerAddr": f"127.0.0.1:{scheduler_ports[0]}"}
             await self._add_follower(f"gateway{number}", "gateway", extra)
@@ -75,7 +75,9 @@ class Cluster:
             await self._add_agent(node)
         for service in self.services.values():
             service.start()
-        await self._deploy()
+        await self._deploy(self._functions() if deploy else [])
+        if deploy:
+            await self.answers()
 
     def _add(self, name: str, kind: str, document: dict[str, Any]) -> Service:
         base = {"nodeName": name, "hostIp": "127.0.0.1", "idleParkMs": 1500, "logLevel": "info"}
@@ -111,7 +113,7 @@ class Cluster:
         service = self._add(name, "nodeagent", document)
         service.prefix = node.prefix
 
-    async def _deploy(self) -> None:
+    async def _deploy(self, functions: list[dict[str, Any]]) -> None:
         async with httpx.AsyncClient(
             base_url=self.gateways["gateway0"], timeout=20, trust_env=False
         ) as http:
@@ -119,13 +121,21 @@ class Cluster:
             empty = {"object": {"spec": {}, "status": {"disable": False}}}
             tenant = {"type": "tenant", "tenant": "system", "namespace": "system", "name": "public"}
             space = {"type": "namespace", "tenant": "public", "namespace": "system", "name": "c"}
-            for manifest in ({**tenant, **empty}, {**space, **empty}, *self._functions()):
+            for manifest in ({**tenant, **empty}, {**space, **empty}, *functions):
                 answer = await http.put("/object/", json=manifest)
                 assert answer.status_code in (200, 201), answer.text
-        await self.answers()
 
     def _functions(self) -> list[dict[str, Any]]:
-        return [_function(name, self.folder / "executions") for name in FUNCTIONS]
+        return [function(name, self.folder / "executions") for name in FUNCTIONS]
+
+    async def undeploy(self) -> None:
+        """Delete the functions."""
+        async with httpx.AsyncClient(
+            base_url=self.gateways["gateway0"], timeout=20, trust_env=False
+        ) as http:
+            for name in FUNCTIONS:
+                answer = await http.delete(f"/object/function/public/c/{name}/")
+                assert answer.status_code in (200, 404), answer.text
 
     async def answers(self, timeout_s: float = START_S) -> float:
         """Wait until each function answers through each gateway; the seconds that took."""
@@ -193,7 +203,8 @@ async def _ok(http: httpx.AsyncClient, url: str) -> bool:
         return False
 
 
-def _function(name: str, folder: Path) -> dict[str, Any]:
+def function(name: str, folder: Path) -> dict[str, Any]:
+    """The manifest of a worker of `FUNCTIONS` that writes its executions into `folder`."""
     parallel, replicas = FUNCTIONS[name]
     policy = {
         "max_replica": replicas, "parallel": parallel, "queue_len": 200, "queue_timeout": 20.0,

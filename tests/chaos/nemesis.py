@@ -18,7 +18,7 @@ from pathlib import Path
 
 from inferx.store.protocol import Put
 from tests.chaos.cluster import Cluster
-from tests.chaos.processes import Service
+from tests.chaos.processes import Service, workers
 
 PAUSE_S = 4.0  # past the leader's lease of two seconds
 RECOVERY_S = 60.0
@@ -136,7 +136,7 @@ class Nemesis:
         """The agent and all its workers at once, as when a machine loses power."""
         service = self._random.choice(self._cluster.of("nodeagent"))
         service.kill()
-        for pid in self.workers(service):
+        for pid in workers(service):
             os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(6.0)
         return service.name
@@ -153,24 +153,12 @@ class Nemesis:
 
     def _signal_worker(self, number: signal.Signals) -> str:
         agents = self._cluster.of("nodeagent")
-        pids = [pid for agent in agents for pid in self.workers(agent) if not _stopped(pid)]
+        pids = [pid for agent in agents for pid in workers(agent) if not _stopped(pid)]
         if not pids:
             return ""
         pid = self._random.choice(sorted(pids))
         os.kill(pid, number)
         return str(pid)
-
-    def workers(self, service: Service) -> list[int]:
-        """Workers of a node: processes with its pods' folders in their environment."""
-        mark = f"INFERX_POD_DIR={service.folder}".encode()
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if mark in path.read_bytes():
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue  # it ended just now
-        return found
 
     async def _kill_etcd(self) -> str:
         await asyncio.to_thread(self._cluster.etcd.kill)

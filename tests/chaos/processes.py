@@ -28,6 +28,7 @@ class Service:
         self.folder = folder
         self.prefix: list[str] = []
         self.document = document
+        self.environment: dict[str, str] = {}
         self.killed_at: list[float] = []
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
@@ -48,6 +49,7 @@ class Service:
             self._process = subprocess.Popen(
                 [*self.prefix, *command],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
+                env={**os.environ, **self.environment},
             )  # fmt: skip
 
     @property
@@ -142,6 +144,19 @@ class Node:
         if os.geteuid() == 0:
             _try("ip", "link", "del", self._link)
             _try("ip", "netns", "del", self._name)
+
+
+def workers(agent: Service) -> list[int]:
+    """Workers of a node: processes with its pods' folders in their environment."""
+    mark = f"INFERX_POD_DIR={agent.folder}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it ended just now
+    return found
 
 
 def _try(*command: str) -> bool:

@@ -16,16 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from inferx.store.objects import ObjectStore
+from tests.chaos.agreement import Agreement
 from tests.chaos.checker import Checker, percentile, read_executions
-from tests.chaos.cluster import FUNCTIONS, Cluster
+from tests.chaos.cluster import Cluster
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.watch import Watch
-
-SETTLE_S = 10.0  # after the faults everything agrees within this time (I5)
 
 
 class Run:
@@ -55,10 +51,17 @@ class Run:
             finally:
                 await self._load.stop()
                 await self._watch.stop()
-            leaks = await self._agreement()
+            leaks = await self._end()
             self._judge(leaks, time.monotonic() - begun)
         finally:
             await self._cluster.stop()
+
+    async def _end(self) -> list[str]:
+        """I5: store and nodes tell the same; without functions nothing is left at all."""
+        agreement = Agreement(self._cluster)
+        leaks = await agreement.until_none(agreement.differences)
+        await self._cluster.undeploy()
+        return leaks + await agreement.until_none(agreement.leftovers)
 
     def _judge(self, leaks: list[str], seconds: float) -> None:
         killed = {name: s.killed_at for name, s in self._cluster.services.items()}
@@ -92,58 +95,6 @@ class Run:
             "isolated_nodes": sum(node.isolated for node in self._cluster.nodes),
             "seconds": round(seconds),
         }
-
-    # ---- the end ----
-
-    async def _agreement(self) -> list[str]:
-        """I5: store and nodes tell the same; without functions nothing is left at all."""
-        leaks = await self._until_none(self._differences)
-        async with httpx.AsyncClient(timeout=20, trust_env=False) as http:
-            base = self._cluster.gateways["gateway0"]
-            for name in FUNCTIONS:
-                answer = await http.delete(f"{base}/object/function/public/c/{name}/")
-                if answer.status_code != 200:
-                    leaks.append(f"I5 {name} cannot be deleted: {answer.text}")
-        return leaks + await self._until_none(self._leftovers)
-
-    async def _until_none(self, look: Any) -> list[str]:
-        deadline = time.monotonic() + SETTLE_S
-        while (found := await look()) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
-        return list(found)
-
-    async def _differences(self) -> list[str]:
-        stored = await self._stored()
-        shown = {
-            obj.meta.name
-            for node in self._cluster.nodes
-            for obj in await self._cluster.shown(node, "pod")
-            if obj.spec.status.state not in ("Terminated", "Failed")
-        }
-        return [
-            *(f"I5 pod {name} is recorded and on no node" for name in stored - shown),
-            *(f"I5 pod {name} is on a node and not recorded" for name in shown - stored),
-        ]
-
-    async def _leftovers(self) -> list[str]:
-        left = await self._differences()
-        left += [f"I5 pod {name} is still recorded" for name in await self._stored()]
-        for service in self._cluster.of("nodeagent"):
-            left += [f"I5 worker {pid} runs" for pid in self._nemesis.workers(service)]
-        for node in self._cluster.nodes:
-            for obj in await self._cluster.shown(node, "node"):
-                if any(obj.spec.vram_used_mb):
-                    left.append(f"I5 {obj.meta.name} holds {obj.spec.vram_used_mb} MB")
-        return left
-
-    async def _stored(self) -> set[str]:
-        store = await self._cluster.store()
-        try:
-            found, _ = await ObjectStore(store).list("pod")
-        finally:
-            await store.close()
-        pods = [stored.object() for stored in found]
-        return {pod.meta.name for pod in pods if pod.spec.status.state != "Failed"}
 
 
 def _say(text: str) -> None:

@@ -33,6 +33,7 @@ from inferx.procfs import boot_id
 from inferx.rpc import ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve
+from inferx.store.crashpoint import CrashPoint
 
 log = logging.getLogger("inferx.agent")
 
@@ -186,7 +187,12 @@ class Agent:
         self.podmgr_port, self.state_port = pods.port, state.port
         node = describe_node(config, self.ledger, pods.port, state.port)
         self.view.show_node(config.node_name, node)
-        self._registrar = Registrar(config.state_svc_addrs, config.node_name, node)
+        self._registrar = Registrar(
+            config.state_svc_addrs,
+            config.node_name,
+            node,
+            CrashPoint(config.crash_after_writes),
+        )
         self._registration = asyncio.create_task(self._registrar.run(), name="registration")
         gpus = ", ".join(f"{gpu.index}: {gpu.type} {gpu.vram_mb} MB" for gpu in self.ledger.gpus)
         log.info("node %s serves, GPUs: %s", config.node_name, gpus or "none")

@@ -170,6 +170,7 @@ class NodeConfig:
     metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
     leader_lease_ms: int = 2000
+    crash_after_writes: int = 0  # for tests: see store/crashpoint.py
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
@@ -211,6 +212,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         gateway_port=port["gatewayPort"],
         metrics_port=fields.integer("metricsPort", 0, high=65535),
         state_svc_addrs=_several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        crash_after_writes=fields.integer("crashAfterWrites_", 0),
         leader_lease_ms=fields.integer(
             "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
         ),

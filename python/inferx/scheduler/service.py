@@ -30,6 +30,7 @@ from inferx.scheduler.orders import Orders
 from inferx.scheduler.podview import PodView
 from inferx.scheduler.reconcile import Reconciler
 from inferx.scheduler.servicer import SchedulerServicer
+from inferx.store.crashpoint import CrashPoint
 from inferx.store.informer import DELETED, Informer
 from inferx.store.presence import State
 
@@ -50,7 +51,7 @@ class Scheduler:
         self.port = 0
         self.failed: asyncio.Future[InferxError] = asyncio.get_running_loop().create_future()
         self._address = f"{config.host_ip}:{config.scheduler_port}"
-        self._state = State(config.state_svc_addrs)
+        self._state = State(config.state_svc_addrs, CrashPoint(config.crash_after_writes))
         self.leadership = Leadership(
             self._state, self._address, config.leader_lease_ms, config.data_dir
         )
