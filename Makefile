@@ -101,10 +101,15 @@ $(JAX)/.installed: examples/jax/requirements.txt
 bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real servers (root); ARGS=...
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
+
 .PHONY: crash-points
 crash-points: build ## kill each service after its n-th write to the store, for every n
 	scripts/test-deps
 	$(PY) -m tests.chaos.crash_points
+
+.PHONY: bench-lease
+bench-lease: build ## lease + return over gRPC against a scheduler process; ARGS=...
+	$(PY) -m bench.lease $(ARGS)
 
 .PHONY: clean
 clean: ## remove everything that the build made

@@ -64,7 +64,7 @@ async def test_everything_comes_back(full: Client, empty: Client, tmp_path: Path
         "tenant": 2, "namespace": 2, "funcpolicy": 1, "function": 2, "apikey": 0, "snapshot": 0,
     }  # fmt: skip
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert list(tmp_path.glob(".backup*")) == []
+    assert list(tmp_path.glob(".backup*")) == []  # noqa: ASYNC240
     restored = await backup.restore([empty.address], file)
     # The tenant `system` and its namespace make themselves.
     assert (restored.created, restored.unchanged) == (5, 2)
