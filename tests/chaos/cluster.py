@@ -19,7 +19,7 @@ from inferx.domain.meta import Object
 from inferx.errors import InferxError
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc
 from inferx.store.etcd import EtcdStore
-from tests.chaos.processes import ROOT, Node, Service
+from tests.chaos.processes import ROOT, Node, Service, SmallDisk
 from tests.chaos.tcp_proxy import TcpProxy
 from tests.cluster.etcd_server import EtcdServer
 from tests.helpers.gateway_kit import free_ports
@@ -45,6 +45,7 @@ class Cluster:
         # Who is cut off by which proxies: (from, to) -> the proxies on the way.
         self.ways: dict[tuple[str, str], list[TcpProxy]] = {}
         self.gateways: dict[str, str] = {}
+        self.disks: dict[str, SmallDisk] = {}
         self._proxies: list[TcpProxy] = []
 
     def of(self, kind: str) -> list[Service]:
@@ -112,6 +113,7 @@ class Cluster:
         }  # fmt: skip
         service = self._add(name, "nodeagent", document)
         service.prefix = node.prefix
+        self.disks[name] = SmallDisk(service.folder / "data")
 
     async def _deploy(self, functions: list[dict[str, Any]]) -> None:
         async with httpx.AsyncClient(
@@ -175,6 +177,8 @@ class Cluster:
         await asyncio.to_thread(self.etcd.kill)
         for node in self.nodes:
             node.remove()
+        for disk in self.disks.values():
+            disk.remove()
 
     # ---- what there is to see ----
 

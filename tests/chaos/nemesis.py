@@ -66,6 +66,8 @@ class Nemesis:
         """So many faults; every kind comes once before any comes again."""
         if all(node.isolated for node in self._cluster.nodes):
             self._kinds["cut_node"] = self._cut_node
+        if all(disk.mounted for disk in self._cluster.disks.values()):
+            self._kinds["disk_full"] = self._disk_full
         bag: list[str] = []
         for number in range(count):
             if not bag:
@@ -200,6 +202,17 @@ class Nemesis:
         await asyncio.sleep(self._random.uniform(1.0, 8.0))
         node.heal()
         return f"node{node.number}"
+
+    async def _disk_full(self) -> str:
+        """A node has no byte left for records and logs, and its agent dies at that moment."""
+        service = self._random.choice(self._cluster.of("nodeagent"))
+        disk = self._cluster.disks[service.name]
+        disk.fill()
+        await asyncio.sleep(self._random.uniform(1.0, 3.0))
+        if self._random.random() < 0.5:
+            service.kill()
+        disk.empty()
+        return service.name
 
     async def _slow(self) -> str:
         proxies = [p for (_, to), way in self._cluster.ways.items() if to == "etcd" for p in way]

@@ -6,6 +6,7 @@ Must never leave a process, a namespace or a mount behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRACE_S = 15.0
+DISK_MIB = 4
 
 
 class Service:
@@ -144,6 +146,33 @@ class Node:
         if os.geteuid() == 0:
             _try("ip", "link", "del", self._link)
             _try("ip", "netns", "del", self._name)
+
+
+class SmallDisk:
+    """A file system of its own for one folder, where root allows it: it can be filled up."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ballast = folder / "ballast"
+        folder.mkdir(parents=True)
+        self.mounted = os.geteuid() == 0 and _try(
+            "mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)
+        )
+
+    def fill(self) -> None:
+        """Not a byte is free from now on."""
+        with self._ballast.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while ballast.write(bytes(4096)):
+                pass
+
+    def empty(self) -> None:
+        """There is room again."""
+        self._ballast.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Take the file system away."""
+        if self.mounted:
+            _try("umount", "-l", str(self._folder))
 
 
 def workers(agent: Service) -> list[int]:

@@ -77,6 +77,7 @@ class Workers:
     ) -> None:
         self.connected = asyncio.Event()
         self.leases: dict[int, Lease] = {}
+        self._dropped: set[int] = set()  # retiring in the data plane; given back when idle
         self._proxy = proxy
         self._functions = functions
         self._link = link
@@ -244,6 +245,7 @@ class Workers:
 
     async def _give_back(self, handle: int, failed: bool) -> None:
         lease = self.leases.pop(handle, None)
+        self._dropped.discard(handle)
         if lease is None:
             return
         tenant, namespace, name = lease.key
@@ -320,10 +322,15 @@ class Workers:
             self._doubt.set()
 
     def _drop(self, handle: int, why: str) -> None:
-        lease = self.leases.pop(handle, None)
-        if lease is not None:
-            _log.warning("lease %s of pod %s is dropped: %s", lease.lease_id, lease.pod_id, why)
-            self._proxy.remove_worker(handle)
+        """Use a lease no more. It is given back after its last call: the scheduler may count it
+        still, however sure we are that it does not."""
+        lease = self.leases.get(handle)
+        if lease is None or handle in self._dropped:
+            return
+        self._dropped.add(handle)
+        _log.warning("lease %s of pod %s is dropped: %s", lease.lease_id, lease.pod_id, why)
+        if not self._proxy.remove_worker(handle):
+            self._spawn(self._give_back(handle, False))
 
     def drop_all(self, why: str) -> None:
         """Use no lease any more; new ones are asked for as calls come."""

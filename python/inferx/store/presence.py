@@ -70,8 +70,10 @@ class Lease:
 
     async def keep(self) -> None:
         """Renew it again and again; returns when it has ended, or may have."""
+        rest_s = self.ttl_s / RENEWALS
         while True:
-            await asyncio.sleep(min(self.ttl_s / RENEWALS, self.left_s()))
+            await asyncio.sleep(min(rest_s, self.left_s()))
+            rest_s = self.ttl_s / RENEWALS
             if not self.valid():
                 return
             sent = time.monotonic()
@@ -82,6 +84,7 @@ class Lease:
                 return
             except InferxError as error:
                 _log.info("lease %d was not renewed: %s", self.number, error.message)
+                rest_s = RETRY_FIRST_S
                 continue
             self._until = sent + answer.ttl_ms / 1000 * (1 - MARGIN)
 
