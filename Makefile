@@ -90,6 +90,15 @@ chaos: build ## break a real cluster N times under load and judge what happened;
 	scripts/test-deps
 	$(PY) -m tests.chaos.run -n $(N) --seed $(SEED)
 
+.PHONY: bench-manners
+bench-manners: build ## how the data plane behaves: clients that leave or stall, a held lock, parked calls
+	$(PY) bench/manners.py
+
+SECONDS ?= 3600
+.PHONY: soak
+soak: build ## mixed load on a whole platform; fails when a call does or memory grows; SECONDS=3600
+	$(PY) bench/soak.py --seconds $(SECONDS) $(ARGS)
+
 JAX := .cache/jax
 $(JAX)/.installed: examples/jax/requirements.txt
 	$(PYTHON) -m venv $(JAX)
@@ -110,6 +119,10 @@ crash-points: build ## kill each service after its n-th write to the store, for 
 .PHONY: bench-lease
 bench-lease: build ## lease + return over gRPC against a scheduler process; ARGS=...
 	$(PY) -m bench.lease $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: build ## 10k functions and 1k simulated agents: known, and served again after a restart
+	$(PY) -m bench.scale $(ARGS)
 
 .PHONY: clean
 clean: ## remove everything that the build made
