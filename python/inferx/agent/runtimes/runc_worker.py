@@ -200,7 +200,12 @@ class RuncWorker:
         }
 
     async def freeze(self) -> None:
-        await self.container.runc("pause", self.container.name)
+        try:
+            await self.container.runc("pause", self.container.name)
+        except tools.ToolFailed:
+            # It may be frozen already, by the order of an agent that died meanwhile.
+            if not await self._is_paused():
+                raise
 
     async def thaw(self) -> None:
         if await self._is_paused():
