@@ -219,6 +219,7 @@ class Manager:
         for pod in self.pods:
             await pod.let_go()
         await self.settled()
+        await self._tools.runtime.close()
         os.close(self._lock)
 
     # ---- inside ----

@@ -232,7 +232,7 @@ class RuncWorker:
     async def _ask_to_end(self, grace_s: float) -> None:
         # Number one of a process namespace gets no signal that it has no handler for, although
         # the same program would have died of it outside: no use in waiting for that.
-        if not procfs.caught_signals(self._init) & (1 << (signal.SIGTERM - 1)):
+        if not procfs.catches(self._init, signal.SIGTERM):
             return
         try:
             await self.thaw()  # a frozen container could not act on the signal
