@@ -124,6 +124,10 @@ bench-lease: build ## lease + return over gRPC against a scheduler process; ARGS
 bench-scale: build ## 10k functions and 1k simulated agents: known, and served again after a restart
 	$(PY) -m bench.scale $(ARGS)
 
+.PHONY: soak-park
+soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
+	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so
