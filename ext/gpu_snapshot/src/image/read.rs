@@ -11,6 +11,7 @@ use crate::error::BadChunk;
 use crate::storage::{Open, Storage, StoredFile, read_exact};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 /// The longest table that is read, bytes: four million chunks.
@@ -88,22 +89,37 @@ impl Snapshot {
     }
 
     /// Reads the chunk at `index` into `slot` and checks it; its raw bytes come first in the slot.
-    /// The text says why the chunk is bad.
-    pub fn read_chunk(&self, index: usize, slot: &mut [u8]) -> std::result::Result<(), String> {
-        let record = &self.records[index];
-        if record.codec == Codec::Zero {
-            slot[..record.raw_len as usize].fill(0);
-            return Ok(());
+    /// Returns the system calls it took; the text says why the chunk is bad.
+    pub fn read_chunk(&self, index: usize, slot: &mut [u8]) -> std::result::Result<u64, String> {
+        if self.records[index].codec == Codec::Zero {
+            slot[..self.records[index].raw_len as usize].fill(0);
+            return Ok(0);
         }
+        self.finish_chunk(index, slot, 0)
+    }
+
+    /// Reads what is left of a stored chunk of which `done` bytes are in `slot`, and checks it.
+    pub(crate) fn finish_chunk(
+        &self,
+        index: usize,
+        slot: &mut [u8],
+        done: usize,
+    ) -> std::result::Result<u64, String> {
+        let record = &self.records[index];
         let stored = &mut slot[..record.stored_len as usize];
         let segment = &*self.segments[usize::from(record.seg)];
-        read_exact(segment, stored, record.seg_off)
+        let calls = read_exact(segment, &mut stored[done..], record.seg_off + done as u64)
             .map_err(|error| format!("{}: {error}", segment_name(record.seg)))?;
-        let crc = crc32c::crc32c(stored);
+        let crc = crate::checksum::crc32c(stored);
         if crc != record.crc {
             return Err(format!("crc32c is {crc:#010x}, not {:#010x}", record.crc));
         }
-        Ok(())
+        Ok(calls)
+    }
+
+    /// The descriptor of the segment that stores a chunk; `None` when its file has none.
+    pub(crate) fn descriptor(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.segments[usize::from(self.records[index].seg)].descriptor()
     }
 
     /// Describes a bad chunk.
@@ -127,7 +143,7 @@ impl Snapshot {
         let mut bad = Vec::new();
         for (index, record) in self.records.iter().enumerate() {
             let slot = slot.bytes_mut();
-            let read = self.read_chunk(index, slot).and_then(|()| {
+            let read = self.read_chunk(index, slot).and_then(|_| {
                 let (raw, padding) = slot.split_at(record.raw_len as usize);
                 let padded = record.stored_len.saturating_sub(record.raw_len) as usize;
                 if !is_zero(&padding[..padded]) {
