@@ -74,6 +74,14 @@ bench-keepalive: ## what to keep warm, against the baselines; TRACE=FILE SLOTS=8
 bench-proxy: build ## the data plane beside nginx and the bare backend (needs nginx, wrk); ARGS=...
 	$(PY) bench/proxy.py $(ARGS)
 
+.cache/checkov/bin/checkov:
+	$(PYTHON) -m venv .cache/checkov
+	.cache/checkov/bin/pip install -q --disable-pip-version-check checkov
+
+.PHONY: checkov
+checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
+	$(PY) scripts/checkov .cache/checkov/bin/checkov
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so

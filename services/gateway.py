@@ -16,7 +16,7 @@ from granian.constants import Interfaces
 from granian.errors import FatalError
 from granian.server.embed import Server
 
-from inferx import telemetry
+from inferx import health, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway.app import Gateway
@@ -41,6 +41,16 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
         websockets=False,
         log_enabled=False,
     )
+    async with health.serving(config) as probes:
+        probes.ready_when(lambda: gateway.waits_for)
+        probes.metrics_from(gateway.metrics)
+        await _serve(gateway, server, stop)
+    if not stop.is_set():
+        raise InferxError("the control server ended by itself")
+
+
+async def _serve(gateway: Gateway, server: Server, stop: asyncio.Event) -> None:
+    """Until `stop` is set or the server ends by itself."""
     try:
         serving = asyncio.create_task(server.serve())
         stopping = asyncio.create_task(stop.wait())
@@ -52,9 +62,7 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
     except FatalError as error:
         raise gateway.startup_error or InferxError(f"the control server failed: {error}") from None
     finally:
-        control_socket.unlink(missing_ok=True)
-    if not stop.is_set():
-        raise InferxError("the control server ended by itself")
+        gateway.control_socket.unlink(missing_ok=True)
 
 
 def _control_socket(data_dir: Path) -> Path:

@@ -25,14 +25,18 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
     """Serve until `stop` is set (None = until SIGTERM or SIGINT), then drain.
 
     Pods are ended then when INFERX_STOP_PODS is 1; otherwise they run on and the next agent of
-    this node adopts them. Workers run in the current folder.
+    this node adopts them. With INFERX_STOP_PODS=now it only ends what a killed agent left behind.
+    Workers run in the current folder.
     """
     stop = stop_on_signals() if stop is None else stop
     given = environment()
+    stop_pods = given.get(STOP_PODS)
+    if stop_pods == "now":
+        stop.set()
     options = service.Options(
         work_dir=Path.cwd(),
         environment=given,
-        stop_pods_on_exit=given.get(STOP_PODS) == "1",
+        stop_pods_on_exit=stop_pods in ("1", "now"),
     )
     await service.run(config, options, stop)
 

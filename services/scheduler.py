@@ -10,7 +10,7 @@ import logging
 
 import uvloop
 
-from inferx import scheduler, telemetry
+from inferx import health, scheduler, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.rpc.server import stop_on_signals
@@ -20,7 +20,9 @@ _log = logging.getLogger(__name__)
 
 async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
     """Serve until `stop` is set (None = until SIGTERM or SIGINT), then drain."""
-    await scheduler.run(config, stop_on_signals() if stop is None else stop)
+    stop = stop_on_signals() if stop is None else stop
+    async with health.serving(config) as probes:
+        await scheduler.run(config, stop, probes)
 
 
 def run(config: NodeConfig) -> int:

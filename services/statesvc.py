@@ -10,7 +10,7 @@ import logging
 
 import uvloop
 
-from inferx import statesvc, telemetry
+from inferx import health, statesvc, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.rpc.server import stop_on_signals
@@ -21,11 +21,13 @@ _log = logging.getLogger(__name__)
 async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
     """Serve until `stop` is set (None = until SIGTERM or SIGINT), then drain."""
     stop = stop_on_signals() if stop is None else stop
-    service = await statesvc.start(config)
-    kind = "etcd" if config.etcd_addrs else str(config.data_dir / "state.db")
-    _log.info("state service ready on %s:%d, store %s", config.host_ip, service.port, kind)
-    await stop.wait()
-    await service.stop()
+    async with health.serving(config) as probes:
+        service = await statesvc.start(config)
+        probes.ready_when(service.waits_for)
+        kind = "etcd" if config.etcd_addrs else str(config.data_dir / "state.db")
+        _log.info("state service ready on %s:%d, store %s", config.host_ip, service.port, kind)
+        await stop.wait()
+        await service.stop()
 
 
 def run(config: NodeConfig) -> int:

@@ -302,6 +302,7 @@ class Proxy:
         connections_max: int = 32768,
         parked_max: int = 20000,
         threads: int = 0,
+        auth_key: bytes | None = None,
         head_timeout_ms: int = 10000,
         keep_alive_timeout_ms: int = 75000,
         connect_timeout_ms: int = 2000,
@@ -313,8 +314,9 @@ class Proxy:
         """A plane that does not listen yet.
 
         `port` 0 lets the system choose. Requests that are not inference calls go to the Unix
-        socket `control_socket`. `threads` 0 means one per core. Raises ValueError for a host that
-        is not an IP address.
+        socket `control_socket`. `threads` 0 means one per core. With `auth_key` (32 random bytes)
+        callers of functions need a credential, which is asked about with `need_verdict` and
+        hashed under the key. Raises ValueError for a host that is not an IP address.
         """
 
     def start(self) -> int:
@@ -344,12 +346,14 @@ class Proxy:
         model_names: list[str] = ...,
         served_model: str | None = None,
         disabled: str | None = None,
+        public: bool = False,
     ) -> None:
         """Create a function or replace its definition; parked calls stay.
 
         With a new `revision` the workers of the old one finish what they have and are offered back.
         `model_names` are aliases on the OpenAI routes, `served_model` replaces the request's
-        `model`, `disabled` is the reason for which calls are refused (403).
+        `model`, `disabled` is the reason for which calls are refused (403), `public` says that
+        calls need no credential.
         """
 
     def remove_function(self, function: str) -> bool:
@@ -389,6 +393,23 @@ class Proxy:
         """One wanted worker cannot be had; parked calls get the error when nobody can serve
         them."""
 
+    def set_verdict(
+        self, digest: bytes, principal: str, tag: str, grants: list[str], lifetime_ms: int
+    ) -> None:
+        """Answer `need_verdict`: calls with that credential are let in for `lifetime_ms`.
+
+        `grants` are "" (everywhere), `tenant` or `tenant/namespace`; `tag` is for
+        `revoke_verdicts`; `principal` names the caller in records.
+        """
+
+    def refuse_verdict(
+        self, digest: bytes, http_status: int, code: str, message: str, lifetime_ms: int
+    ) -> None:
+        """Answer `need_verdict` with a refusal, which is kept for `lifetime_ms`."""
+
+    def revoke_verdicts(self, tag: str) -> int:
+        """Forget the verdicts under a tag; the next call asks again. Returns how many."""
+
     def set_synced(self) -> None:
         """All functions are known: from now on an unknown one gets 404 instead of 503."""
 
@@ -397,12 +418,18 @@ class Proxy:
 
     def take_events(
         self,
-    ) -> list[tuple[str, str, int, int] | tuple[str, str, int] | tuple[str, str, int, str]]:
+    ) -> list[
+        tuple[str, str, int, int]
+        | tuple[str, str, int]
+        | tuple[str, str, int, str]
+        | tuple[str, bytes, str]
+    ]:
         """All events since the last call.
 
         `("need_worker", function, revision, count)`, `("worker_idle", function, lease_id)` and
         `("worker_failed", function, lease_id, reason)`; the workers of the latter two are out of
-        rotation already.
+        rotation already. `("need_verdict", digest, credential)`: a credential that is not known;
+        the calls with it wait.
         """
 
     def take_records(self) -> bytes:
@@ -410,7 +437,8 @@ class Proxy:
 
         Fields: unix_ms, request_id, method, function, status (499: the client left before the
         answer), outcome (complete, refused, worker_broke, client_gone), pod, start, wait_ms,
-        first_byte_ms, total_ms (-1 = never), bytes_in, bytes_out.
+        first_byte_ms, total_ms (-1 = never), bytes_in, bytes_out, principal (empty without
+        authentication). A request refused for its caller leaves one with its path or function.
         """
 
     def stats(self) -> bytes:
@@ -435,14 +463,15 @@ class SchedulerCore:
     def __new__(
         cls,
         pod_id_prefix: str,
-        idle_park_ms: int = 5000,
+        idle_park_ms: int | None = None,
         lease_ttl_ms: int = 15000,
         takeover_ms: int = 3000,
     ) -> SchedulerCore:
         """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at
         most 8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last
-        lease came back; leases of a gateway silent for `lease_ttl_ms` end; pods found ready by this
-        process wait `takeover_ms` for a gateway to announce them.
+        lease came back, None = when the keep-alive policy says so; leases of a gateway silent for
+        `lease_ttl_ms` end; pods found ready by this process wait `takeover_ms` for a gateway to
+        announce them.
         """
 
     def lease(
@@ -456,6 +485,7 @@ class SchedulerCore:
         request_id: str,
         slots: int,
         deadline_ms: int,
+        consumer: str = "",
     ) -> tuple[str, int, str, int, str] | tuple[str, int] | tuple[str, str, str, int | None]:
         """Slots of a function: `("leased", lease_id, pod_id, slots, start)`, `("queued", ticket)`
         or `("refused", code, message, retry_after_ms)` with a code of `inferx.errors`.
@@ -463,7 +493,8 @@ class SchedulerCore:
         Idempotent by (`gateway_id`, `request_id`) while the lease or ticket lives; "" = never.
         `slots` 0 = all of one pod; fewer may be granted. `deadline_ms` is absolute, 0 = the
         policy's queue timeout. The current revision serves every caller, whatever `revision` it
-        names.
+        names. `consumer` is the tenant that calls, "" = the function's own: the keep-alive policy
+        tells callers apart by it.
         """
 
     def give_back(self, now_ms: int, lease_id: int, ok: bool = True) -> bool:
@@ -481,6 +512,16 @@ class SchedulerCore:
     def refresh(self, now_ms: int, gateway_id: int) -> bool:
         """A heartbeat. False for an unknown gateway, which has to connect and announce its
         leases."""
+
+    def expect(self, now_ms: int, gateway_ids: list[int]) -> None:
+        """A new leader names every gateway that may hold leases of its predecessor. Adopted pods
+        are free as soon as all of them were `heard`, or their time is over."""
+
+    def heard(self, now_ms: int, gateway_id: int) -> None:
+        """A gateway has told all leases that it holds."""
+
+    def holds(self, gateway_id: int, lease_id: int) -> bool:
+        """Whether the lease is live and the gateway's."""
 
     def announce(
         self, now_ms: int, gateway_id: int, lease_id: int, pod_id: str, slots: int
@@ -502,7 +543,8 @@ class SchedulerCore:
         `kind` is one of
         function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib,
         standby_mem_mib, gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory,
-        min_replica, max_replica, standby_per_node, parallel, queue_len, queue_timeout_ms),
+        expected_cold_ms, expected_resume_ms, min_replica, max_replica, standby_per_node, parallel,
+        queue_len, queue_timeout_ms, wait_ratio_milli),
         function_gone (its name), tenant (name, disabled, allow_standby, max_replica,
         min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit), namespace
         (tenant, name, disabled), node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus

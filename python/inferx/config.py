@@ -13,6 +13,7 @@ from typing import Any
 
 from inferx.domain import codec
 from inferx.domain.nodeconfig import (
+    AuthConfig,
     BlobConfig,
     EtcdConfig,
     KeycloakConfig,
@@ -29,9 +30,9 @@ from inferx.domain.nodeconfig import (
 from inferx.errors import BadRequest, ConfigError
 
 __all__ = [
-    "SERVICES", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig", "NodeResourcesConfig",
-    "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment", "gpu_indices", "load",
-    "redact", "service_name",
+    "SERVICES", "AuthConfig", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig",
+    "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment",
+    "gpu_indices", "load", "redact", "service_name", "variables",
 ]  # fmt: skip
 
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
@@ -49,14 +50,25 @@ _ENVIRONMENT = {
     "SCHEDULER_PORT": ("schedulerPort", "port"),
     "STATESVC_PORT": ("statSvcPort", "port"),
     "GATEWAY_PORT": ("gatewayPort", "port"),
+    "METRICS_PORT": ("metricsPort", "port"),
     "AUDITDB_ADDR": ("auditdbAddr", "text"),
     "KEYCLOAK_URL": ("keycloakconfig.url", "text"),
     "KEYCLOAK_REALM": ("keycloakconfig.realm", "text"),
     "INFERX_ADMIN_APIKEY": ("adminApikey_", "text"),
+    "INFERX_KEY_SECRET": ("keySecret_", "text"),
     "INFERX_DATA_DIR": ("dataDir", "text"),
     "INFERX_LOG_FORMAT": ("logFormat", "text"),
     "INFERX_LOG_LEVEL": ("logLevel", "text"),
 }
+
+# Secrets, which may also be given as the path of a file that holds them: NAME_FILE.
+_FILE_SUFFIX = "_FILE"
+_SECRETS = ("AUDITDB_ADDR", "INFERX_ADMIN_APIKEY", "INFERX_KEY_SECRET")
+
+
+def variables() -> tuple[str, ...]:
+    """All names that `load` reads from the environment."""
+    return (*_ENVIRONMENT, *(name + _FILE_SUFFIX for name in _SECRETS))
 
 
 def environment() -> dict[str, str]:
@@ -70,7 +82,7 @@ def load(path: Path | None, env: Mapping[str, str] | None = None) -> NodeConfig:
     `${NAME}` inside a text entry is replaced from the environment. Raises `ConfigError` that names
     the entry and where it came from.
     """
-    env = os.environ if env is None else env
+    env = _with_files(os.environ if env is None else env)
     origin = "defaults" if path is None else str(path)
     document: Any = {}
     if path is not None:
@@ -90,6 +102,24 @@ def load(path: Path | None, env: Mapping[str, str] | None = None) -> NodeConfig:
         entry = error.message.split(":", 1)[0].split("[", 1)[0]
         source = origins.get(entry, origin)
         raise ConfigError(f"{source}: {redact(error.message)}") from error
+
+
+def _with_files(env: Mapping[str, str]) -> Mapping[str, str]:
+    """`env` with the secrets that were given as files; a secret given both ways is an error."""
+    found = dict(env)
+    for name in _SECRETS:
+        path = env.get(name + _FILE_SUFFIX)
+        if not path:
+            continue
+        if env.get(name):
+            raise ConfigError(f"environment {name}{_FILE_SUFFIX}: {name} is set, too; give one")
+        try:
+            found[name] = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"environment {name}{_FILE_SUFFIX}: {path}: {error}") from error
+        if not found[name]:
+            raise ConfigError(f"environment {name}{_FILE_SUFFIX}: {path} is empty")
+    return found
 
 
 def _expand(value: Any, path: str, env: Mapping[str, str], origin: str) -> Any:

@@ -28,10 +28,12 @@ from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
 from inferx.rpc.server import Server, serve, set_warnings
 from inferx.store import open_store
 from inferx.store.objects import ObjectStore
-from inferx.store.protocol import At, Empty, Guard, GuardFailed, Put, Quiet
+from inferx.store.protocol import At, Empty, Guard, GuardFailed, Put, Quiet, Store
 from inferx.store.select import Selector
 
 VERSION = "inferx-statesvc/0.1"
+LEASE_MS_MIN = 500
+LEASE_MS_MAX = 600_000
 _ATTEMPTS = 8  # writes that collide with others are admitted anew this often
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class Admission:
 
         With `epoch` the writer is a scheduler that holds only while it leads.
         """
-        guards = await self._leading(epoch) if epoch else []
+        guards = await self.leading(epoch) if epoch else []
         tenant: Tenant | None = None
         for parent in references.parents(obj.meta):
             stored = await self._objects.get(parent.kind, parent.key)
@@ -66,8 +68,8 @@ class Admission:
             guards += await self._function_count(obj.meta, tenant)
         return guards, await self._missing_policy(obj)
 
-    async def _leading(self, epoch: int) -> list[Guard]:
-        """The epoch is the revision of the scheduler's record: a newer leader has a newer one."""
+    async def leading(self, epoch: int) -> list[Guard]:
+        """The epoch is the revision that created the leader's object; nobody writes it again."""
         leader = await self._objects.get("scheduler", references.SCHEDULER_KEY)
         current = 0 if leader is None else leader.revision
         if current != epoch:
@@ -100,11 +102,12 @@ class Admission:
             "the defaults apply until there is one"
         ]
 
-    async def delete(self, kind: str, key: Key) -> list[Guard]:
+    async def delete(self, kind: str, key: Key, epoch: int = 0) -> list[Guard]:
         """Guards for deleting; raises what forbids it."""
+        leading = await self.leading(epoch) if epoch else []
         if references.is_built_in(kind, key):
             raise Forbidden(f"{Meta(kind, *key)} is built in and cannot be deleted")
-        guards: list[Guard] = []
+        guards: list[Guard] = leading
         left: list[str] = []
         for child, tenant, namespace in references.children(kind, key):
             found, _ = await self._objects.list(child, tenant, namespace)
@@ -197,7 +200,8 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
         for attempt in range(_ATTEMPTS):
             guards, missing = await self._admission.write(obj, True, epoch)
             try:
-                revision = await self._objects.create(codec.dump_manifest(obj), guards)
+                manifest = codec.dump_manifest(obj)
+                revision = await self._objects.create(manifest, guards, request.lease)
             except GuardFailed as error:
                 _last_attempt(attempt, obj.meta, error)
                 continue
@@ -217,7 +221,7 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
             guards, missing = await self._admission.write(obj, False, epoch)
             try:
                 manifest = codec.dump_manifest(obj)
-                revision = await self._objects.update(manifest, expect_rev, guards)
+                revision = await self._objects.update(manifest, expect_rev, guards, request.lease)
             except GuardFailed as error:
                 _last_attempt(attempt, obj.meta, error)
                 continue
@@ -234,8 +238,9 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
         kind = request.obj_type
         key = (request.tenant, request.namespace, request.name)
         expect_rev = _check_revision(request.expect_rev, "expect_rev")
+        epoch = _check_revision(request.src_epoch, "src_epoch")
         for attempt in range(_ATTEMPTS):
-            guards = await self._admission.delete(kind, key)
+            guards = await self._admission.delete(kind, key, epoch)
             try:
                 revision = await self._objects.delete(kind, key, expect_rev, guards)
             except GuardFailed as error:
@@ -244,6 +249,38 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
             _log.info("deleted %s at %d", Meta(kind, *key), revision)
             return ixmeta_pb2.DeleteResponseMessage(revision=revision)
         raise AssertionError("unreachable")
+
+
+class LeaseService(ixmeta_pb2_grpc.IxLeaseServiceServicer):
+    """IxLeaseService over a store: what keeps the objects of living processes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def Grant(
+        self, request: ixmeta_pb2.GrantLeaseRequest, context: Any
+    ) -> ixmeta_pb2.GrantLeaseResponse:
+        """A new lease."""
+        if not LEASE_MS_MIN <= request.ttl_ms <= LEASE_MS_MAX:
+            raise BadRequest(f"ttl_ms: {request.ttl_ms} is not {LEASE_MS_MIN} to {LEASE_MS_MAX}")
+        lease = await self._store.grant(request.ttl_ms / 1000)
+        # etcd rounds: what the store says it is counts.
+        ttl_s = await self._store.keep_alive(lease)
+        return ixmeta_pb2.GrantLeaseResponse(lease=lease, ttl_ms=int(ttl_s * 1000))
+
+    async def Keep(
+        self, request: ixmeta_pb2.KeepLeaseRequest, context: Any
+    ) -> ixmeta_pb2.KeepLeaseResponse:
+        """Renew; `NotFound` when it has ended."""
+        ttl_s = await self._store.keep_alive(request.lease)
+        return ixmeta_pb2.KeepLeaseResponse(ttl_ms=int(ttl_s * 1000))
+
+    async def End(
+        self, request: ixmeta_pb2.EndLeaseRequest, context: Any
+    ) -> ixmeta_pb2.EndLeaseResponse:
+        """End it now, with the objects under it."""
+        await self._store.revoke(request.lease)
+        return ixmeta_pb2.EndLeaseResponse()
 
 
 def _last_attempt(attempt: int, meta: Meta, error: GuardFailed) -> None:
@@ -291,6 +328,11 @@ class Running:
         self._server = server
         self.port = server.port
 
+    async def waits_for(self) -> str | None:
+        """None when the store answers; raises what it says otherwise."""
+        await self._objects.get("tenant", (SYSTEM, SYSTEM, SYSTEM))
+        return None
+
     async def stop(self, grace_s: float = 2.0) -> None:
         """Drain the calls, then close the store."""
         await self._server.stop(grace_s)
@@ -302,12 +344,16 @@ async def start(config: NodeConfig) -> Running:
     store = await open_store(config)
     objects = ObjectStore(store, config.etcd.prefix)
     try:
-        service = StateService(objects)
+        service, leases = StateService(objects), LeaseService(store)
         await service.bootstrap()
         add: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
+        add_leases: Any = ixmeta_pb2_grpc.add_IxLeaseServiceServicer_to_server
         server = await serve(
             f"{config.host_ip}:{config.statesvc_port}",
-            [lambda target: add(service, target)],
+            [
+                lambda target: add(service, target),
+                lambda target: add_leases(leases, target),
+            ],
         )
     except BaseException:
         await store.close()

@@ -27,6 +27,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     assert running.call("kept", "pid").status_code == 200
     yield running
     pids = [*running.children().values(), running.call("kept", "pid").json()["pid"]]
+    # Whatever the agent's own fate, its workers end with the platform.
+    os.kill(running.children()["nodeagent"], signal.SIGKILL)
     assert running.stop() == 0, running.output.read_text()
     assert [pid for pid in pids if processes.start_ticks(pid) is not None] == []
     assert not list(folder.glob("*.sock"))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else "ok"
 KEPT: list[bytearray] = []
+CALLS: list[int] = []
 ARGUMENT = sys.argv[2] if len(sys.argv) > 2 else ""
 
 
@@ -28,6 +29,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {})
             print("told to exit", flush=True)
             threading.Timer(0.01, os._exit, (7,)).start()
+        elif self.path == "/count":
+            CALLS.append(1)
+            self.answer(200, {"count": len(CALLS)})
+        elif self.path == "/file":
+            self.answer(200, {"content": Path(ARGUMENT).read_text()})
         elif self.path == "/eat":
             self.answer(200, {})
             KEPT.append(bytearray(os.urandom(1 << 20)) * int(ARGUMENT))
@@ -70,10 +76,16 @@ def main() -> None:
         sleeper = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
         child = subprocess.Popen([sys.executable, "-c", sleeper])
         Path(ARGUMENT).write_text(str(child.pid))
+    if MODE == "ballast":
+        KEPT.append(bytearray(os.urandom(int(ARGUMENT) << 20)))
+    if MODE == "write-file":
+        Path(ARGUMENT).write_text("written at the start")
     if MODE == "slow":
         time.sleep(float(ARGUMENT))
     ThreadingHTTPServer.daemon_threads = True
-    ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+    ThreadingHTTPServer(
+        (os.environ["INFERX_HOST"], int(os.environ["PORT"])), Handler
+    ).serve_forever()
 
 
 if __name__ == "__main__":

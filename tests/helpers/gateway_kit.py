@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from inferx.rpc.server import Server, serve
 from services import gateway
 
 DEADLINE_S = 15.0
+ADMIN_KEY = f"test-admin-{secrets.token_hex(16)}"
 LOOPBACK = int(IPv4Address("127.0.0.1"))
 
 
@@ -43,6 +45,11 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+def bearer(credential: str) -> dict[str, str]:
+    """The header field that carries a credential."""
+    return {"Authorization": f"Bearer {credential}"}
 
 
 class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMetaServiceServicer):
@@ -122,22 +129,24 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
 class Platform:
     """The processes around a gateway, as tasks of the test, and a client."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], **entries: Any) -> None:
         state, scheduler, port, agent = free_ports(4)
         document = {
             "dataDir": str(folder), "statSvcPort": state, "schedulerPort": scheduler,
             "gatewayPort": port, "stateSvcAddrs": [f"127.0.0.1:{state}"],
             "schedulerAddr": f"127.0.0.1:{scheduler}", "podMgrPort": agent,
+            **entries,
         }  # fmt: skip
         file = folder / "node.json"
         file.write_text(json.dumps(document))
-        self.config: NodeConfig = config.load(file, {})
+        self.config: NodeConfig = config.load(file, env)
         self.scheduler = FakeScheduler()
         self.scheduler_server: Server | None = None
         self.http = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
             timeout=DEADLINE_S,
             trust_env=False,
+            headers=bearer(env["INFERX_ADMIN_APIKEY"]) if env else {},
             limits=httpx.Limits(max_connections=200),
         )
 
@@ -187,9 +196,10 @@ class Platform:
 
 
 @asynccontextmanager
-async def platform(folder: Path) -> AsyncIterator[Platform]:
-    """A ready gateway with tenant `public` and namespace `demo`."""
-    found = Platform(folder)
+async def platform(folder: Path, *, auth: bool = False, **entries: Any) -> AsyncIterator[Platform]:
+    """A ready gateway with tenant `public` and namespace `demo`; its client is the admin's."""
+    env = {"INFERX_ADMIN_APIKEY": ADMIN_KEY} if auth else {}
+    found = Platform(folder, env, auth={"enable": auth}, **entries)
     state = await statesvc.start(found.config)
     await found.start_scheduler()
     stop = asyncio.Event()

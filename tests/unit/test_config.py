@@ -67,6 +67,22 @@ def test_a_complete_file(tmp_path: Path) -> None:
     assert "hunter2" not in repr(loaded)
 
 
+def test_secrets_may_be_given_as_files(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text("key-1\n")
+    loaded = load(tmp_path, {}, INFERX_ADMIN_APIKEY_FILE=str(secret))
+    assert loaded.admin_apikey.reveal() == "key-1"
+    secret.write_text("")
+    for env, problem in (
+        ({}, "is empty"),
+        ({"INFERX_ADMIN_APIKEY": "key-2"}, "give one"),
+        ({"INFERX_ADMIN_APIKEY_FILE": "/nowhere"}, "/nowhere"),
+    ):
+        with pytest.raises(ConfigError, match=problem) as raised:
+            load(tmp_path, {}, **{"INFERX_ADMIN_APIKEY_FILE": str(secret), **env})
+        assert "INFERX_ADMIN_APIKEY_FILE" in str(raised.value)
+
+
 def test_the_environment_wins(tmp_path: Path) -> None:
     loaded = load(
         tmp_path,

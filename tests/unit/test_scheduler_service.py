@@ -61,6 +61,7 @@ class Cluster:
     async def start_scheduler(self) -> None:
         self.scheduler = Scheduler(self.config)
         await self.scheduler.start()
+        await self.scheduler.lead()
         self._gateway = client.channel(f"127.0.0.1:{self.scheduler.port}")
         stub: Any = na_pb2_grpc.SchedulerServiceStub
         self.gateway = stub(self._gateway)
@@ -195,7 +196,7 @@ async def test_a_caller_that_leaves_takes_its_ticket_along(cluster: Cluster) -> 
     cluster.agent.gate.clear()
     leaving = asyncio.create_task(cluster.lease("f"))
     brain = cluster.scheduler.brain
-    await until(lambda: brain.stats()["tickets"] == 1)
+    await until(lambda: brain.stats()["tickets"] == 1 and cluster.agent.asked)
     leaving.cancel()
     await until(lambda: brain.stats()["tickets"] == 0)
     cluster.agent.gate.set()
@@ -218,6 +219,9 @@ async def test_a_new_scheduler_takes_over(cluster: Cluster) -> None:
     await cluster.function("f")
     lease = await cluster.lease("f")
     before = cluster.scheduler.epoch
+    await cluster.create(
+        "gateway", ("system", "system", "g7"), {"spec": {"gateway_id": str(GATEWAY)}}
+    )
     await cluster.stop_scheduler()
     await cluster.start_scheduler()
     assert cluster.scheduler.epoch > before

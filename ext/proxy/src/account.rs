@@ -12,6 +12,8 @@ use crate::dispatch::{Function, Hub, Slot};
 use crate::relay::UploadState;
 use crate::stats::Start;
 
+const TARGET_CHARS_MAX: usize = 300;
+
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -38,6 +40,8 @@ pub(crate) struct Account {
     pub function: Arc<Function>,
     pub request_id: HeaderValue,
     pub method: Method,
+    /// Name of the caller, when callers are asked.
+    pub principal: Option<Arc<str>>,
     pub started: Instant,
     /// When the call got its slot for the first time.
     pub granted: Option<Instant>,
@@ -61,6 +65,7 @@ impl Account {
             function,
             request_id,
             method,
+            principal: None,
             started: Instant::now(),
             granted: None,
             first_byte: None,
@@ -120,7 +125,7 @@ impl Account {
         let float = |out: &mut Vec<u8>, value: f64| {
             let _ = rmp::encode::write_f64(out, value);
         };
-        let _ = rmp::encode::write_array_len(out, 13);
+        let _ = rmp::encode::write_array_len(out, 14);
         int(out, unix.as_millis() as u64);
         text(out, self.request_id.to_str().unwrap_or_default());
         text(out, self.method.as_str());
@@ -134,7 +139,42 @@ impl Account {
         float(out, ms(Some(now)));
         int(out, self.upload.bytes.load(Ordering::Relaxed));
         int(out, self.bytes_out);
+        text(out, self.principal.as_deref().unwrap_or_default());
     }
+}
+
+/// Leaves the record of a request that was refused before it became a call.
+pub(crate) fn refused(
+    hub: &Hub,
+    id: &HeaderValue,
+    method: &Method,
+    target: &str,
+    principal: &str,
+    status: u16,
+) {
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    // What a stranger may write into the log is bounded.
+    let target: String = target.chars().take(TARGET_CHARS_MAX).collect();
+    hub.outbox.record(|out| {
+        let _ = rmp::encode::write_array_len(out, 14);
+        let _ = rmp::encode::write_uint(out, unix.as_millis() as u64);
+        for text in [id.to_str().unwrap_or_default(), method.as_str(), &target] {
+            write_text(out, text);
+        }
+        let _ = rmp::encode::write_uint(out, u64::from(status));
+        for text in [Outcome::Refused.name(), "", ""] {
+            write_text(out, text);
+        }
+        for _ in 0..3 {
+            let _ = rmp::encode::write_f64(out, -1.0);
+        }
+        for _ in 0..2 {
+            let _ = rmp::encode::write_uint(out, 0);
+        }
+        write_text(out, principal);
+    });
 }
 
 fn write_text(out: &mut Vec<u8>, text: &str) {

@@ -36,6 +36,8 @@ pub struct Config {
     pub control_idle_timeout: Duration,
     /// Longest rest of a pooled worker connection; below the keep-alive of common servers (5 s).
     pub pool_idle_timeout: Duration,
+    /// Secret of this process under which credentials are hashed; None lets everybody in.
+    pub auth_key: Option<[u8; 32]>,
     /// Threads of the data plane, 0 for one per core.
     pub threads: usize,
 }
@@ -57,6 +59,7 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(300),
             control_idle_timeout: Duration::from_secs(3600),
             pool_idle_timeout: Duration::from_secs(4),
+            auth_key: None,
             threads: 0,
         }
     }

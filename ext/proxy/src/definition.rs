@@ -31,4 +31,6 @@ pub struct Definition {
     pub served_model: Option<String>,
     /// Why calls are refused, when its tenant or namespace is disabled.
     pub disabled: Option<String>,
+    /// Whether calls need no credential.
+    pub public: bool,
 }

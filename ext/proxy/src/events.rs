@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::auth::Credential;
 use rustix::event::{EventfdFlags, eventfd};
 
 /// One thing that only Python can act upon.
@@ -34,6 +35,13 @@ pub enum Event {
         lease_id: u64,
         /// What was seen.
         reason: String,
+    },
+    /// A credential came that no verdict is known for.
+    NeedVerdict {
+        /// Names the credential in the answer.
+        digest: [u8; 32],
+        /// The credential itself.
+        credential: Credential,
     },
 }
 

@@ -132,6 +132,9 @@ impl Fields {
         }
         let value = value.trim_ascii();
         match name.len() {
+            14 | 17 if is_framing_in_disguise(name) => Err(bad(
+                "a framing header spelled with an underscore, which some servers take for it",
+            )),
             4 if name.eq_ignore_ascii_case(b"host") => self.host(value),
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
                 self.upgrade = true;
@@ -227,6 +230,18 @@ const PROTECTED: [&[u8]; 6] = [
     b"content-type",
     b"cookie",
 ];
+
+/// Servers that hand headers on as CGI variables cannot tell these from the real ones.
+fn is_framing_in_disguise(name: &[u8]) -> bool {
+    let dashed = |byte: &u8| match byte.to_ascii_lowercase() {
+        b'_' => b'-',
+        other => other,
+    };
+    name.contains(&b'_')
+        && [&b"content-length"[..], b"transfer-encoding"]
+            .iter()
+            .any(|framing| name.iter().map(dashed).eq(framing.iter().copied()))
+}
 
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)

@@ -2,6 +2,7 @@
 //! Must never decide about placement or standby; it asks for workers and gives them back.
 
 mod account;
+mod auth;
 mod budget;
 mod call;
 mod config;
@@ -25,6 +26,7 @@ mod stats;
 mod tunnel;
 mod upstream;
 
+pub use auth::{Credential, Verdict};
 pub use config::Config;
 pub use definition::{Definition, Policy};
 pub use events::Event;

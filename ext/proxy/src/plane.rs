@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::auth::{AuthTable, Verdict};
 use crate::budget::RetryBudget;
 use crate::config::Config;
 use crate::definition::Definition;
@@ -30,6 +31,7 @@ pub(crate) struct Core {
     pub config: Config,
     pub hub: Arc<Hub>,
     pub routes: Routes,
+    pub auth: AuthTable,
     pub control: Arc<Upstream>,
     pub budget: RetryBudget,
     pub stats: PlaneStats,
@@ -107,7 +109,9 @@ impl Plane {
         });
         let address = Address::Unix(config.control_socket.clone());
         let control = Arc::new(Upstream::new(address, config.pool_idle_timeout));
+        let auth = AuthTable::new(config.auth_key);
         let core = Arc::new(Core {
+            auth,
             config,
             hub,
             routes: Routes::default(),
@@ -253,6 +257,22 @@ impl Plane {
         }
     }
 
+    /// What is to be thought of the credential of that digest, for `lifetime`.
+    pub fn set_verdict(
+        &self,
+        digest: [u8; 32],
+        verdict: Result<Verdict, Reject>,
+        lifetime: Duration,
+    ) {
+        let answer = verdict.map(Arc::new);
+        self.core.auth.settle(digest, answer, lifetime);
+    }
+
+    /// Drops the verdicts under a tag; returns how many there were.
+    pub fn revoke_verdicts(&self, tag: &str) -> usize {
+        self.core.auth.revoke(tag)
+    }
+
     /// Says that all functions are known: from now on an unknown one does not exist.
     pub fn set_synced(&self) {
         self.core.synced.store(true, Ordering::Release);
@@ -300,12 +320,15 @@ impl Plane {
             .map(|it| (it.key.to_string(), it.stats.snapshot(it.gauges())))
             .collect();
         let stats = &core.stats;
+        let (verdicts, refusals) = core.auth.sizes();
         let json = serde_json::json!({
             "connections": stats.connections.load(Ordering::Relaxed),
             "connections_open": stats.connections_open.load(Ordering::Relaxed),
             "requests": stats.requests.load(Ordering::Relaxed),
             "retries": stats.retries.load(Ordering::Relaxed),
             "parked": core.hub.parked.load(Ordering::Relaxed),
+            "verdicts": verdicts,
+            "verdicts_refused": refusals,
             "records_lost": core.hub.outbox.records_lost(),
             "bounds_ms": BOUNDS_MS,
             "functions": functions,

@@ -8,7 +8,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::{Config, Definition, Event, NewWorker, Plane, Policy, Reject, Start};
+use crate::{Config, Definition, Event, NewWorker, Plane, Policy, Reject, Start, Verdict};
 
 /// Adds this crate's classes to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -54,6 +54,7 @@ fn read_config(
             "head_bytes_max" => config.head_bytes_max = value.extract()?,
             "connections_max" => config.connections_max = value.extract()?,
             "parked_max" => config.parked_max = value.extract()?,
+            "auth_key" => config.auth_key = value.extract()?,
             "threads" => config.threads = value.extract()?,
             "head_timeout_ms" => config.head_timeout = ms()?,
             "keep_alive_timeout_ms" => config.keep_alive_timeout = ms()?,
@@ -110,7 +111,7 @@ impl Proxy {
 
     #[pyo3(signature = (
         function, *, revision, parallel, queue_len, queue_timeout_ms, wait_ratio,
-        scalein_timeout_ms, model_names=Vec::new(), served_model=None, disabled=None,
+        scalein_timeout_ms, model_names=Vec::new(), served_model=None, disabled=None, public=false,
     ))]
     #[allow(clippy::too_many_arguments)] // keyword-only on the other side
     fn upsert_function(
@@ -125,6 +126,7 @@ impl Proxy {
         model_names: Vec<String>,
         served_model: Option<String>,
         disabled: Option<String>,
+        public: bool,
     ) {
         let policy = Policy {
             parallel,
@@ -139,6 +141,7 @@ impl Proxy {
             model_names,
             served_model,
             disabled,
+            public,
         };
         self.plane.upsert_function(function, definition);
     }
@@ -192,6 +195,40 @@ impl Proxy {
         self.plane.fail_lease(function, revision, &error);
     }
 
+    fn set_verdict(
+        &self,
+        digest: [u8; 32],
+        principal: &str,
+        tag: &str,
+        grants: Vec<String>,
+        lifetime_ms: u64,
+    ) {
+        let verdict = Verdict {
+            principal: principal.into(),
+            tag: tag.into(),
+            grants: grants.into_iter().map(String::into_boxed_str).collect(),
+        };
+        let lifetime = Duration::from_millis(lifetime_ms);
+        self.plane.set_verdict(digest, Ok(verdict), lifetime);
+    }
+
+    fn refuse_verdict(
+        &self,
+        digest: [u8; 32],
+        http_status: u16,
+        code: String,
+        message: String,
+        lifetime_ms: u64,
+    ) {
+        let refusal = Reject::new(http_status, code, message);
+        let lifetime = Duration::from_millis(lifetime_ms);
+        self.plane.set_verdict(digest, Err(refusal), lifetime);
+    }
+
+    fn revoke_verdicts(&self, tag: &str) -> usize {
+        self.plane.revoke_verdicts(tag)
+    }
+
     fn set_synced(&self) {
         self.plane.set_synced();
     }
@@ -234,6 +271,12 @@ fn convert_event(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyAny>> {
         } => ("worker_failed", &*function, lease_id, reason)
             .into_pyobject(py)?
             .into_any(),
+        Event::NeedVerdict { digest, credential } => {
+            let digest = PyBytes::new(py, &digest);
+            ("need_verdict", digest, credential.reveal())
+                .into_pyobject(py)?
+                .into_any()
+        }
     };
     Ok(tuple)
 }

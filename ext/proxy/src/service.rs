@@ -15,7 +15,8 @@ use hyper::upgrade::OnUpgrade;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::account::Account;
+use crate::account::{self, Account};
+use crate::auth::Caller;
 use crate::call::{self, Call, Upload, declared_length};
 use crate::dispatch::Function;
 use crate::headers::request_id;
@@ -101,11 +102,12 @@ fn is_read(method: &Method) -> bool {
 async fn path_call(
     core: &Arc<Core>,
     link: &Link,
-    parts: Parts,
+    mut parts: Parts,
     body: Incoming,
     client: Option<OnUpgrade>,
     id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
+    let caller = identify(core, &mut parts, id).await?;
     let path = parts.uri.path();
     let Some(split) = split_call(path) else {
         return Err(Reject::new(
@@ -115,7 +117,7 @@ async fn path_call(
         ));
     };
     let (key, rest) = split?;
-    let function = find(core, &key)?;
+    let function = enter(core, &caller, &key, &parts.method, id)?;
     let slash = if rest.is_empty() { "/" } else { "" };
     let target = match parts.uri.query() {
         Some(query) => format!("{slash}{rest}?{query}"),
@@ -125,7 +127,7 @@ async fn path_call(
         first: VecDeque::new(),
         rest: body,
     };
-    let account = open_account(core, function, id, &parts.method);
+    let account = open_account(core, function, id, &parts.method, &caller);
     let protocol = parts.headers.get(UPGRADE).cloned();
     let call = Call {
         uri: worker_uri(&target)?,
@@ -154,10 +156,11 @@ struct CallForm<'a> {
 async fn json_call(
     core: &Core,
     link: &Link,
-    parts: Parts,
+    mut parts: Parts,
     body: Incoming,
     id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
+    let caller = identify(core, &mut parts, id).await?;
     if parts.method != Method::POST {
         return Err(Reject::new(
             405,
@@ -174,10 +177,8 @@ async fn json_call(
             return Err(Reject::bad_request(message));
         }
     }
-    let function = find(
-        core,
-        &format!("{}/{}/{}", form.tenant, form.namespace, form.funcname),
-    )?;
+    let key = format!("{}/{}/{}", form.tenant, form.namespace, form.funcname);
+    let function = enter(core, &caller, &key, &parts.method, id)?;
     // Manifests write their sample query's path without the slash; so may callers.
     let path = form.path.as_deref().unwrap_or("funccall");
     let path = format!("/{}", path.strip_prefix('/').unwrap_or(path));
@@ -190,7 +191,7 @@ async fn json_call(
         method: Method::POST,
         headers,
         upload: Upload::Whole(payload),
-        account: open_account(core, function, id, &Method::POST),
+        account: open_account(core, function, id, &Method::POST, &caller),
     };
     call::serve(core, link, call).await
 }
@@ -199,12 +200,27 @@ async fn json_call(
 async fn openai_call(
     core: &Core,
     link: &Link,
-    parts: Parts,
+    mut parts: Parts,
     mut body: Incoming,
     id: &HeaderValue,
 ) -> Result<Response<Reply>, Reject> {
+    let caller = identify(core, &mut parts, id).await?;
     let (mut frames, name, at) = read_model(core, &mut body).await?;
-    let Some(function) = core.routes.find_model(&name, &core.config.default_tenant) else {
+    let found = core.routes.find_model(&name, &core.config.default_tenant);
+    // A model that may not be called looks like one that does not exist.
+    let found = match found {
+        Some(function) => match enter(core, &caller, &function.key, &parts.method, id) {
+            Err(error) if error.status == 403 => None,
+            entered => Some(entered?),
+        },
+        None => {
+            if matches!(caller, Caller::Anonymous) {
+                enter(core, &caller, &name, &parts.method, id)?;
+            }
+            None
+        }
+    };
+    let Some(function) = found else {
         core.check_synced()?;
         let message = format!("The model `{name}` does not exist or you do not have access to it.");
         return Err(Reject::new(404, "model_not_found", message));
@@ -234,7 +250,7 @@ async fn openai_call(
             first: frames,
             rest: body,
         },
-        account: open_account(core, function, id, &parts.method),
+        account: open_account(core, function, id, &parts.method, &caller),
     };
     call::serve(core, link, call).await
 }
@@ -292,8 +308,34 @@ async fn read_whole(core: &Core, mut body: Incoming) -> Result<Bytes, Reject> {
     Ok(Bytes::from(whole))
 }
 
-fn find(core: &Core, key: &str) -> Result<Arc<Function>, Reject> {
-    match core.routes.find(key) {
+/// Who calls; a refusal is recorded, since no account of a call will be.
+async fn identify(core: &Core, parts: &mut Parts, id: &HeaderValue) -> Result<Caller, Reject> {
+    let caller = core.auth.identify(&mut parts.headers, &core.hub.outbox);
+    caller.await.inspect_err(|error| {
+        let path = parts.uri.path();
+        account::refused(&core.hub, id, &parts.method, path, "", error.status);
+    })
+}
+
+/// The function of that key, if the caller may call it: whether it exists is nobody else's matter.
+fn enter(
+    core: &Core,
+    caller: &Caller,
+    key: &str,
+    method: &Method,
+    id: &HeaderValue,
+) -> Result<Arc<Function>, Reject> {
+    let found = core.routes.find(key);
+    let public = || {
+        let found = found.as_ref();
+        found.is_some_and(|function| function.definition().public)
+    };
+    if let Err(error) = caller.may_call(key, public) {
+        let principal = caller.principal().unwrap_or_default();
+        account::refused(&core.hub, id, method, key, &principal, error.status);
+        return Err(error);
+    }
+    match found {
         Some(function) => Ok(function),
         None => {
             core.check_synced()?;
@@ -307,8 +349,11 @@ fn open_account(
     function: Arc<Function>,
     id: &HeaderValue,
     method: &Method,
+    caller: &Caller,
 ) -> Account {
-    Account::open(function, id.clone(), method.clone(), core.hub.clone())
+    let mut account = Account::open(function, id.clone(), method.clone(), core.hub.clone());
+    account.principal = caller.principal();
+    account
 }
 
 fn worker_uri(target: &str) -> Result<Uri, Reject> {

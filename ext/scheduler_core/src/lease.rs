@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::model::{FuncId, PodIx};
+use crate::keepalive::TenantIx;
 
 /// Id of a lease: cell number in the low 32 bits, generation above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +21,7 @@ impl LeaseId {
 #[allow(missing_docs)]
 pub struct Lease {
     pub gateway: i64,
+    pub consumer: TenantIx,
     pub request_id: String,
     pub func: FuncId,
     pub pod: PodIx,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::model::FuncId;
+use crate::keepalive::TenantIx;
 
 /// Id of a ticket; higher means younger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +16,7 @@ pub struct TicketId(pub u64);
 pub struct Ticket {
     pub func: FuncId,
     pub gateway: i64,
+    pub consumer: TenantIx,
     pub request_id: String,
     /// Wanted slots, 0 = all of one pod.
     pub slots: u32,

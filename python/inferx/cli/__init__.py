@@ -25,6 +25,10 @@ COMMANDS = {
     "logs": ("inferx.cli.calls:logs", "Print the log of a function's worker."),
     "pods": ("inferx.cli.views:pods", "List workers: state, start, GPU memory."),
     "nodes": ("inferx.cli.views:nodes", "List nodes and their GPUs."),
+    "login": ("inferx.cli.login:login", "Log in at the platform's identity provider."),
+    "logout": ("inferx.cli.login:logout", "Forget the login."),
+    "whoami": ("inferx.cli.login:whoami", "Show who the platform takes you for."),
+    "key": ("inferx.cli.keys:key", "Make, list and revoke API keys."),
     "run": ("inferx.up.command:run", "Run one service of the platform in the foreground."),
     "version": ("inferx.cli.views:version", "Print the version of InferX."),
 }
@@ -91,4 +95,5 @@ def main() -> None:
 
     Commands find the platform by --server, else the environment's INFERX_SERVER, else the
     `inferx up` that runs in this folder (or one above), else http://127.0.0.1:4000.
+    They send the API key in INFERX_API_KEY, else the token of `inferx login`.
     """

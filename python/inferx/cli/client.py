@@ -6,7 +6,7 @@ Must never print anything; it raises `InferxError`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from inferx import config
+from inferx.cli import session
 from inferx.errors import BadRequest, ConfigError, InferxError, Unavailable, from_code
 
 DEFAULT_SERVER = "http://127.0.0.1:4000"
@@ -60,18 +61,33 @@ def path(*segments: str) -> str:
     return "/" + "".join(quote(segment, safe="") + "/" for segment in segments)
 
 
+class _Credential(httpx.Auth):
+    """The API key of the environment, or the login at this gateway; found when first needed."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._found: str | None = None
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
+        """Put the credential into a request unless it is one that needs none."""
+        if request.url.path != "/login":
+            if self._found is None:
+                key = config.environment().get("INFERX_API_KEY")
+                self._found = key or session.token(self._url) or ""
+            if self._found:
+                request.headers["Authorization"] = f"Bearer {self._found}"
+        yield request
+
+
 class Gateway:
     """A connection to one gateway."""
 
     def __init__(self, url: str, origin: str) -> None:
-        headers = {}
-        if key := config.environment().get("INFERX_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
         self.url = url
         self._origin = origin
         self._http = httpx.Client(
             base_url=url,
-            headers=headers,
+            auth=_Credential(url),
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             # A proxy of the environment cannot reach this machine's own loopback address.
             trust_env=urlsplit(url).hostname not in LOOPBACK_NAMES,

@@ -174,13 +174,52 @@ class Snapshot:
     fprevision: int
     node: str
     state: str = ""
+    size_mb: int = 0
+    restores: int = 0
+    failures: int = 0  # restores since the last good one that did not get ready
+    reason: str = ""
+
+    def to_raw(self) -> dict[str, Any]:
+        """The `object` member of a snapshot object."""
+        return {
+            "spec": {
+                "funcname": self.funcname,
+                "fprevision": self.fprevision,
+                "node": self.node,
+            },
+            "status": {
+                "state": self.state,
+                "size_mb": self.size_mb,
+                "restores": self.restores,
+                "failures": self.failures,
+                "reason": self.reason,
+            },
+        }
 
 
 @dataclass(frozen=True)
 class SchedulerRecord:
-    """The leading scheduler; the object's revision is its epoch."""
+    """The leading scheduler; the object's revision is its epoch. `instance` names the process."""
 
     address: str = ""
+    instance: str = ""
+
+    def to_raw(self) -> dict[str, Any]:
+        """The `object` member of a scheduler object."""
+        return {"spec": {"address": self.address, "instance": self.instance}}
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A living gateway, which may hold leases; `gateway_id` is what schedulers know it by."""
+
+    gateway_id: int
+    address: str = ""
+
+    def to_raw(self) -> dict[str, Any]:
+        """The `object` member of a gateway object."""
+        # A decimal text: ids have 63 bits, more than every reader of JSON keeps.
+        return {"spec": {"gateway_id": str(self.gateway_id), "address": self.address}}
 
 
 def read_node(fields: Fields) -> Node:
@@ -274,11 +313,35 @@ def read_snapshot(fields: Fields) -> Snapshot:
         funcname=spec.string("funcname"),
         fprevision=spec.integer("fprevision"),
         node=spec.string("node", ""),
-        state="" if status is None else status.string("state", ""),
+        **({} if status is None else _read_snapshot_status(status)),
     )
+
+
+def _read_snapshot_status(fields: Fields) -> dict[str, Any]:
+    return {
+        "state": fields.string("state", ""),
+        "size_mb": fields.integer("size_mb", 0, unit="MB"),
+        "restores": fields.integer("restores", 0),
+        "failures": fields.integer("failures", 0),
+        "reason": fields.string("reason", ""),
+    }
 
 
 def read_scheduler(fields: Fields) -> SchedulerRecord:
     """The scheduler record from its `object` member."""
     spec = fields.child("spec")
-    return SchedulerRecord(address="" if spec is None else spec.string("address", ""))
+    if spec is None:
+        return SchedulerRecord()
+    return SchedulerRecord(spec.string("address", ""), spec.string("instance", ""))
+
+
+def read_gateway(fields: Fields) -> Gateway:
+    """A gateway from its `object` member."""
+    spec = fields.need("spec")
+    fields.finish()
+    gateway_id, address = spec.string("gateway_id"), spec.string("address", "")
+    if not gateway_id.isdecimal() or len(gateway_id) > 19:
+        spec.fail("gateway_id", f"expected a decimal number, got {gateway_id!r}")
+    gateway = Gateway(int(gateway_id), address)
+    spec.finish()
+    return gateway

@@ -21,6 +21,7 @@ from inferx.errors import BadRequest
 _T = TypeVar("_T")
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
+KEY_SECRET_CHARS_MIN = 32
 RUNTIMES = ("process", "runc", "containerd", "docker")
 
 # Entries of older configurations that nothing here needs.
@@ -91,10 +92,29 @@ class TlsConfig:
 
 @dataclass(frozen=True)
 class KeycloakConfig:
-    """Identity provider."""
+    """Identity provider: a Keycloak realm, or any OpenID provider by its `issuer`."""
 
     url: str = ""
     realm: str = ""
+    issuer: str = ""
+    client_id: str = "inferx"
+    audience: str = ""
+    allow_http: bool = False
+
+    @property
+    def issuer_url(self) -> str:
+        """Who has to have issued a token; "" when there is no provider."""
+        if self.issuer:
+            return self.issuer
+        return f"{self.url.rstrip('/')}/realms/{self.realm}" if self.url and self.realm else ""
+
+
+@dataclass(frozen=True)
+class AuthConfig:
+    """Whether callers are asked who they are; `key_secret` is what keys are hashed under."""
+
+    enable: bool = False
+    key_secret: Secret = field(default_factory=Secret)
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,10 @@ class EtcdConfig:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used."""
+    """One node's configuration. Without `etcd_addrs` the embedded store in `data_dir` is used.
+
+    `metrics_port` is that of probes and metrics, 0 for none.
+    """
 
     node_name: str
     resources: NodeResourcesConfig
@@ -144,15 +167,20 @@ class NodeConfig:
     statesvc_port: int = 1237
     scheduler_port: int = 1238
     gateway_port: int = 4000
+    metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
+    leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     runtime: str = "process"
+    snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
+    pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
-    idle_park_ms: int = 5000
+    idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     sharemem: ShareMemConfig = field(default_factory=ShareMemConfig)
     admin_apikey: Secret = field(default_factory=Secret)
@@ -179,8 +207,11 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         statesvc_port=port["statSvcPort"],
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
-        state_svc_addrs=_addresses(fields, "stateSvcAddrs")
-        or (f"127.0.0.1:{port['statSvcPort']}",),
+        metrics_port=fields.integer("metricsPort", 0, high=65535),
+        state_svc_addrs=_several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        leader_lease_ms=fields.integer(
+            "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
+        ),
         scheduler_addr=_address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
         ),
@@ -192,15 +223,18 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
         runtime=fields.choice("runtime", RUNTIMES, "process"),
+        snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
+        pod_cidr=_pod_cidr(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
-        idle_park_ms=fields.integer("idleParkMs", 5000, unit="milliseconds"),
+        idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
         blob=BlobConfig(
             enable=fields.boolean("enableBlobStore", False),
             type=fields.choice("blobStoreType", ("", "s3", "nfs"), ""),
             options=fields.mapping("blobStoreConfig"),
         ),
         keycloak=_section(fields, "keycloakconfig", _read_keycloak, KeycloakConfig()),
+        auth=_read_auth(fields, host_ip),
         tls=_section(fields, "tlsconfig", _read_tls, TlsConfig()),
         sharemem=_section(fields, "sharemem", _read_sharemem, ShareMemConfig()),
         admin_apikey=Secret(fields.string("adminApikey_", "")),
@@ -238,6 +272,31 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
+
+
+def _pod_cidr(fields: Fields) -> str:
+    given = fields.string("podCidr", NodeConfig.pod_cidr)
+    try:
+        network = ipaddress.IPv4Network(given)
+    except ValueError as error:
+        fields.fail("podCidr", f"{given!r} is not an IPv4 network like 10.213.0.0/16: {error}")
+    if network.prefixlen > 29:
+        fields.fail("podCidr", f"{given} has no room for containers; give a /29 or larger")
+    return str(network)
+
+
+def _several(fields: Fields, name: str) -> tuple[str, ...]:
+    """Addresses of replicas. One may be a name (which stands for all its addresses)."""
+    found = _addresses(fields, name)
+    for address in found if len(found) > 1 else ():
+        try:
+            ipaddress.IPv4Address(address.rpartition(":")[0])
+        except ValueError:
+            fields.fail(
+                name,
+                f"of several each has to be an IPv4 address, {address!r} is not; or give one name",
+            )
+    return found
 
 
 def _host_ip(fields: Fields) -> str:
@@ -291,7 +350,30 @@ def _read_etcd(fields: Fields) -> EtcdConfig:
 
 
 def _read_keycloak(fields: Fields) -> KeycloakConfig:
-    return KeycloakConfig(url=fields.string("url", ""), realm=fields.string("realm", ""))
+    return KeycloakConfig(
+        url=fields.string("url", ""),
+        realm=fields.string("realm", ""),
+        issuer=fields.string("issuer", ""),
+        client_id=fields.string("clientId", "inferx"),
+        audience=fields.string("audience", ""),
+        allow_http=fields.boolean("allowHttp", False),
+    )
+
+
+def _read_auth(fields: Fields, host_ip: str) -> AuthConfig:
+    """Off by default on the loopback, and nowhere else."""
+    loopback = ipaddress.ip_address(host_ip).is_loopback
+    section = fields.child("auth")
+    enable = not loopback
+    if section is not None:
+        enable = section.boolean("enable", enable)
+        section.finish()
+    if not enable and not loopback:
+        fields.fail("auth.enable", f"may be false on the loopback only, not on {host_ip}")
+    secret = fields.string("keySecret_", "")
+    if secret and len(secret) < KEY_SECRET_CHARS_MIN:
+        fields.fail("keySecret_", f"must have at least {KEY_SECRET_CHARS_MIN} characters")
+    return AuthConfig(enable, Secret(secret))
 
 
 def _read_tls(fields: Fields) -> TlsConfig:

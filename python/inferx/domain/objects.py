@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from inferx.domain.apikey import ApiKey, read_apikey
 from inferx.domain.cluster import (
     Alloc,
+    Gateway,
     GpuAlloc,
     GpuDevice,
     Node,
@@ -20,6 +22,7 @@ from inferx.domain.cluster import (
     SchedulerRecord,
     Snapshot,
     read_alloc,
+    read_gateway,
     read_node,
     read_pod,
     read_scheduler,
@@ -43,10 +46,12 @@ from inferx.domain.reader import Fields
 __all__ = [
     "KINDS",
     "Alloc",
+    "ApiKey",
     "Endpoint",
     "FuncPolicy",
     "Function",
     "FunctionSpec",
+    "Gateway",
     "GpuAlloc",
     "GpuDevice",
     "GpuRequest",
@@ -75,6 +80,8 @@ class Tenant:
 
     limit: TenantLimit = field(default_factory=TenantLimit)
     disable: bool = False
+    public_calls: bool = False
+    """Whether functions of this tenant that are marked public may be called by anybody."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +102,12 @@ def _read_disable(fields: Fields) -> bool:
 
 def _read_tenant(fields: Fields) -> Tenant:
     spec = fields.child("spec")
-    limit = TenantLimit()
+    limit, public_calls = TenantLimit(), False
     if spec is not None:
         limit = read_limit(spec.child("limit"))
+        public_calls = spec.boolean("public_calls", False)
         spec.finish()
-    tenant = Tenant(limit=limit, disable=_read_disable(fields))
+    tenant = Tenant(limit, _read_disable(fields), public_calls)
     fields.finish()
     return tenant
 
@@ -133,7 +141,9 @@ KINDS: dict[str, Kind] = {
         Kind("node", read_node, SYSTEM, SYSTEM),
         Kind("pod", read_pod),
         Kind("snapshot", read_snapshot),
+        Kind("apikey", read_apikey),
         Kind("scheduler", read_scheduler, SYSTEM, SYSTEM),
+        Kind("gateway", read_gateway, SYSTEM, SYSTEM),
     )
 }
 """Every known kind; anything else is refused."""

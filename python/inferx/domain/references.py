@@ -35,7 +35,7 @@ def namespace_key(tenant: str, namespace: str) -> Key:
 
 def parents(meta: Meta) -> list[Parent]:
     """What must exist before an object of this envelope may be written."""
-    if meta.kind in ("tenant", "node", "scheduler"):
+    if meta.kind in ("tenant", "node", "scheduler", "gateway"):
         return []
     found = [Parent("tenant", tenant_key(meta.tenant))]
     if meta.kind == "namespace":
@@ -50,9 +50,9 @@ def children(kind: str, key: Key) -> list[tuple[str, str, str]]:
     """(kind, tenant, namespace) of what must be gone before the object may be deleted."""
     tenant, _, name = key
     if kind == "tenant":
-        return [(child, name, "") for child in ("namespace", "function", "funcpolicy")]
+        return [(child, name, "") for child in ("namespace", "function", "funcpolicy", "apikey")]
     if kind == "namespace":
-        return [(child, tenant, name) for child in ("function", "funcpolicy")]
+        return [(child, tenant, name) for child in ("function", "funcpolicy", "apikey")]
     return []
 
 

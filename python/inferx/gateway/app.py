@@ -8,27 +8,42 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
 
 from inferx._ext import Proxy
+from inferx.auth.apikeys import Hasher
+from inferx.auth.authenticator import Authenticator
+from inferx.auth.oidc import token_verifier
+from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import replies
+from inferx.gateway.access import Access
+from inferx.gateway.callers import Callers
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
+from inferx.gateway.keys import KeyRoutes
+from inferx.gateway.leader import LeaderLink
+from inferx.gateway.metrics import render
 from inferx.gateway.objects import ObjectRoutes
 from inferx.gateway.plane import Pump
+from inferx.gateway.registration import Registration
 from inferx.gateway.views import ViewRoutes
 from inferx.gateway.workers import Workers
 from inferx.rpc import client
 
 DRAIN_MS = 30_000
+Feeder = Callable[[], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 
@@ -46,8 +61,19 @@ class Gateway:
         self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
+        self.control_socket = control_socket
+        self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
-        self._proxy = Proxy(listen_host(config), config.gateway_port, control_socket)
+        tokens = token_verifier(config.keycloak)
+        hasher = Hasher(key_secret(config))
+        self._authenticator = Authenticator(hasher, config.admin_apikey, tokens)
+        self._proxy = Proxy(
+            listen_host(config),
+            config.gateway_port,
+            control_socket,
+            # Credentials are hashed under a number that only this process knows.
+            auth_key=secrets.token_bytes(32) if config.auth.enable else None,
+        )
         self.app = Starlette(
             lifespan=self._lifespan,
             middleware=[Middleware(replies.RequestIds)],
@@ -67,23 +93,32 @@ class Gateway:
         except Exception as error:
             self.startup_error = error
             raise
-        state = client.channel(self._config.state_svc_addrs[0])
-        scheduler = client.channel(self._config.scheduler_addr)
+        state = client.channel(self._config.state_svc_addrs)
+        link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
-        workers = Workers(self._proxy, functions, scheduler, self._identity)
-        pump = Pump(self._proxy, workers.handle)
+        workers = Workers(self._proxy, functions, link, self._identity)
+        callers = Callers(self._proxy, self._authenticator, state)
+        pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
+        access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
-            *ViewRoutes(functions, self._proxy.stats, state, scheduler).routes(),
-            *ObjectRoutes(functions, state).routes(),
+            *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
+            *ObjectRoutes(functions, state, access).routes(),
         ]
         pump.start()
-        workers.start()
-        getting_ready = asyncio.create_task(self._get_ready(functions, workers))
+        registration = Registration(
+            self._config,
+            self._identity.gateway_id,
+            lambda: workers.drop_all("the registration has lapsed"),
+        )
+        # The link before the workers: they ask whoever leads.
+        feeders = (functions.start, callers.start, link.start, registration.done)
+        getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
             yield
         finally:
-            self._proxy.set_not_ready("the gateway is stopping")
+            self._not_ready("the gateway is stopping")
             drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
             if not drained:
                 _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
@@ -91,14 +126,41 @@ class Gateway:
             await asyncio.gather(getting_ready, return_exceptions=True)
             await pump.stop()
             await workers.stop()
+            await registration.stop()
+            await link.stop()
             self._identity.release()
+            await callers.stop()
             await functions.stop()
-            await asyncio.gather(state.close(None), scheduler.close(None))
+            await state.close(None)
 
-    async def _get_ready(self, functions: Functions, workers: Workers) -> None:
-        self._proxy.set_not_ready("the objects are not known yet: waiting for the state service")
-        await functions.start()
-        self._proxy.set_not_ready("waiting for the scheduler")
+    def metrics(self) -> bytes:
+        """The data plane's and this process's, in Prometheus text form."""
+        return render(self._proxy.stats())
+
+    def _not_ready(self, reason: str | None) -> None:
+        self.waits_for = reason
+        self._proxy.set_not_ready(reason)
+
+    async def _get_ready(
+        self, functions: Functions, workers: Workers, feeders: Iterable[Feeder]
+    ) -> None:
+        self._not_ready("the objects are not known yet: waiting for the state service")
+        for feed in feeders:
+            await feed()
+        workers.start()
+        self._not_ready("waiting for the scheduler")
         await workers.connected.wait()
-        self._proxy.set_not_ready(None)
+        self._not_ready(None)
         _log.info("gateway ready, %d functions", len(functions.all()))
+
+
+def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> None:
+    """One event of the data plane to whom it concerns."""
+    if event[0] == "need_verdict":
+        callers.judge(event[1], event[2])
+    else:
+        workers.handle(event)
+
+
+def _log_refusal(request: Request, principal: str, action: str, error: InferxError) -> None:
+    _log.info("refused %s %s to %s: %s", request.method, action, principal, error.code)

@@ -21,6 +21,7 @@ from inferx.domain.objects import FuncPolicy, FunctionSpec, Tenant
 from inferx.errors import InferxError
 from inferx.store.informer import DELETED, Informer
 
+PUBLIC_ANNOTATION = "inferx/public"
 ALIASES_ANNOTATION = "inferx/model-aliases"
 _KINDS = ("function", "funcpolicy", "tenant", "namespace")
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Definition:
     model_names: tuple[str, ...] = ()
     served_model: str | None = None
     disabled: str | None = None
+    public: bool = False
 
 
 def join(key: Key) -> str:
@@ -163,8 +165,10 @@ class Functions:
         policy: FuncPolicy = resolve_policy(function, self._informers["funcpolicy"].get)
         tenant = self._informers["tenant"].get((SYSTEM, SYSTEM, tenant_name))
         namespace = self._informers["namespace"].get((tenant_name, SYSTEM, namespace_name))
-        disabled = None
+        disabled, public = None, False
         if tenant is not None and isinstance(tenant.spec, Tenant):
+            marked = function.meta.annotations.get(PUBLIC_ANNOTATION) == "true"
+            public = marked and tenant.spec.public_calls
             policy = tenant.spec.limit.apply(policy)
             if tenant.spec.disable:
                 disabled = f"tenant {tenant_name} is disabled"
@@ -180,6 +184,7 @@ class Functions:
             model_names=_aliases(function),
             served_model=function.spec.served_model or None,
             disabled=disabled,
+            public=public,
         )
 
 

@@ -10,18 +10,20 @@ from typing import Any
 import grpc.aio
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from inferx.auth import Place
 from inferx.domain.codec import dump_manifest, parse_manifest
-from inferx.domain.meta import Object
+from inferx.domain.meta import SYSTEM, Key, Object
 from inferx.domain.objects import KINDS
 from inferx.errors import BadRequest, Forbidden
+from inferx.gateway.access import Access, GuardedRoute, caller_of, place_of, visible
 from inferx.gateway.backends import ask, write
 from inferx.gateway.functions import Functions
 from inferx.gateway.replies import body, names, number, reply, segments
 from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
 
 WRITABLE = frozenset({"tenant", "namespace", "function", "funcpolicy"})
+HOMELESS = frozenset({"tenant", "node", "scheduler"})
 STATE = "state service"
 _NAME_PARTS = ("type", "tenant", "namespace", "name")
 
@@ -38,18 +40,20 @@ def check_kind(kind: str, *, writing: bool = False) -> str:
 class ObjectRoutes:
     """`/object/...` and `/objects/...`."""
 
-    def __init__(self, functions: Functions, state: grpc.aio.Channel) -> None:
+    def __init__(self, functions: Functions, state: grpc.aio.Channel, access: Access) -> None:
         self._functions = functions
+        self._access = access
         self._stub = ixmeta_pb2_grpc.IxMetaServiceStub(state)  # type: ignore[no-untyped-call]
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """The routes of this part."""
+        route, path = self._access.route, "/object/{path:path}"
         return [
-            Route("/object/{path:path}", self.create, methods=["PUT"]),
-            Route("/object/{path:path}", self.update, methods=["POST"]),
-            Route("/object/{path:path}", self.delete, methods=["DELETE"]),
-            Route("/object/{path:path}", self.read, methods=["GET"]),
-            Route("/objects/{path:path}", self.list, methods=["GET"]),
+            route(path, self.create, ["PUT"], _written_action, _written_place),
+            route(path, self.update, ["POST"], _written_action, _written_place),
+            route(path, self.delete, ["DELETE"], _deleted_action, _named_place),
+            route(path, self.read, ["GET"], _read_action, _named_place),
+            route("/objects/{path:path}", self.list, ["GET"], "object.list", _listed_place),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -106,10 +110,7 @@ class ObjectRoutes:
 
     async def list(self, request: Request) -> Response:
         """GET: all objects of a type, of a tenant, of a namespace."""
-        expected = ("type", "tenant", "namespace")
-        count = min(max(len(segments(request)) - 1, 1), 3)
-        found = names(request, *expected[:count])
-        kind, tenant, namespace = [*found, "", ""][:3]
+        kind, tenant, namespace = _listed(request)
         message = ixmeta_pb2.ListRequestMessage(
             obj_type=check_kind(kind),
             tenant=tenant,
@@ -118,15 +119,66 @@ class ObjectRoutes:
             field_selector=request.query_params.get("field_selector", ""),
         )
         answer = await ask(STATE, self._stub.List, message)
-        return reply([convert.manifest_of(obj) for obj in answer.objs])
+        caller = caller_of(request)
+        shown = [obj for obj in answer.objs if visible(caller, obj.kind, _key(obj))]
+        return reply([convert.manifest_of(obj) for obj in shown])
+
+
+def _key(obj: ixmeta_pb2.Obj) -> Key:
+    return (obj.tenant, obj.namespace, obj.name)
+
+
+def _listed(request: Request) -> tuple[str, str, str]:
+    """Type, tenant and namespace of a list; "" = all."""
+    expected = ("type", "tenant", "namespace")
+    count = min(max(len(segments(request)) - 1, 1), 3)
+    kind, tenant, namespace = [*names(request, *expected[:count]), "", ""][:3]
+    return kind, tenant, namespace
+
+
+def _listed_place(request: Request) -> Place:
+    kind, tenant, namespace = _listed(request)
+    if check_kind(kind) in HOMELESS:
+        # They all live in one place; which of them are shown depends on what they are.
+        return Place(title=f"objects of type {kind}")
+    if kind == "namespace" and namespace == SYSTEM:
+        return Place(tenant, "", f"namespaces of {tenant}")
+    return Place(tenant, namespace)
+
+
+def _read_action(request: Request) -> str:
+    return f"{check_kind(names(request, *_NAME_PARTS)[0])}.read"
+
+
+def _deleted_action(request: Request) -> str:
+    return f"{check_kind(names(request, *_NAME_PARTS)[0], writing=True)}.write"
+
+
+def _named_place(request: Request) -> Place:
+    kind, tenant, namespace, name = names(request, *_NAME_PARTS)
+    return place_of(kind, tenant, namespace, name)
+
+
+async def _written_action(request: Request) -> str:
+    obj, _ = await _manifest(request)
+    return f"{obj.kind}.write"
+
+
+async def _written_place(request: Request) -> Place:
+    obj, _ = await _manifest(request)
+    return place_of(obj.kind, *obj.key)
 
 
 async def _manifest(request: Request) -> tuple[Object[Any], list[str]]:
     """The object in a request's body; the path may repeat its type and names, or leave them out."""
+    cached: tuple[Object[Any], list[str]] | None = getattr(request.state, "manifest", None)
+    if cached is not None:
+        return cached
     obj, warnings = parse_manifest(await body(request))
     check_kind(obj.kind, writing=True)
     given = segments(request)[1:]
     actual = [obj.kind, *obj.key]
     if given and given != actual[: len(given)]:
         raise BadRequest(f"the path names {'/'.join(given)}, the body {'/'.join(actual)}")
+    request.state.manifest = (obj, warnings)
     return obj, warnings

@@ -11,13 +11,21 @@ from typing import Any
 import grpc.aio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
+from inferx.auth import Place, allowed
 from inferx.domain.meta import SYSTEM, Object
 from inferx.domain.objects import Node, Pod
 from inferx.errors import InferxError, InvalidState, NotFound, Unavailable
+from inferx.gateway.access import (
+    Access,
+    GuardedRoute,
+    caller_of,
+    everywhere,
+    visible,
+)
 from inferx.gateway.backends import ask
 from inferx.gateway.functions import Functions, model_id
+from inferx.gateway.leader import LeaderLink
 from inferx.gateway.metrics import render
 from inferx.gateway.objects import STATE
 from inferx.gateway.replies import flag, names, number, reply, segments
@@ -36,49 +44,60 @@ class ViewRoutes:
         functions: Functions,
         stats: Any,
         state: grpc.aio.Channel,
-        scheduler: grpc.aio.Channel,
+        link: LeaderLink,
+        access: Access,
     ) -> None:
         self._functions = functions
+        self._access = access
         self._stats = stats
         objects: Any = ixmeta_pb2_grpc.IxMetaServiceStub
-        leases: Any = na_pb2_grpc.SchedulerServiceStub
-        self._state, self._pods = objects(state), objects(scheduler)
-        self._scheduler = leases(scheduler)
+        self._state = objects(state)
+        self._link = link
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """The routes of this part."""
+        route = self._access.route
         return [
-            Route("/pods/{path:path}", self.pods, methods=["GET"]),
-            Route("/pod/{path:path}", self.pod, methods=["GET"]),
-            Route("/pod/{path:path}", self.kill, methods=["DELETE"]),
-            Route("/object/pod/{path:path}", self.pod_object, methods=["GET"]),
-            Route("/objects/pod/{path:path}", self.pod_objects, methods=["GET"]),
-            Route("/nodes/", self.nodes, methods=["GET"]),
-            Route("/nodes", self.nodes, methods=["GET"]),
-            Route("/node/{path:path}", self.node, methods=["GET"]),
-            Route("/podlog/{path:path}", self.log, methods=["GET"]),
-            Route("/v1/models", self.models, methods=["GET"]),
-            Route("/v1/models/{path:path}", self.model, methods=["GET"]),
-            Route("/metrics", self.metrics, methods=["GET"]),
+            route("/pods/{path:path}", self.pods, ["GET"], "object.list", _pods_place),
+            route("/pod/{path:path}", self.pod, ["GET"], "pod.read", _pod_place),
+            route("/pod/{path:path}", self.kill, ["DELETE"], "pod.kill", _pod_place),
+            route(
+                "/object/pod/{path:path}", self.pod_object, ["GET"], "pod.read", _pod_object_place
+            ),
+            route(
+                "/objects/pod/{path:path}", self.pod_objects, ["GET"], "object.list", _objects_place
+            ),
+            route("/nodes/", self.nodes, ["GET"], "node.read", everywhere),
+            route("/nodes", self.nodes, ["GET"], "node.read", everywhere),
+            route("/node/{path:path}", self.node, ["GET"], "node.read", everywhere),
+            route("/podlog/{path:path}", self.log, ["GET"], "log.read", _log_place),
+            route("/v1/models", self.models, ["GET"], "model.list", everywhere),
+            route("/v1/models/{path:path}", self.model, ["GET"], "model.list", everywhere),
+            route("/metrics", self.metrics, ["GET"], "metrics.read", everywhere),
         ]
 
     # ---- pods ----
 
     async def pods(self, request: Request) -> Response:
         """All pods; of a tenant, of a namespace, of a function."""
-        count = min(len([part for part in segments(request)[1:] if part]), 3)
-        found = names(request, *_POD_PARTS[:count]) if count else []
-        return reply(await self._list_pods(found))
+        return reply(await self._list_pods(request, _pods_named(request)))
 
     async def pod_objects(self, request: Request) -> Response:
         """The same under the name of any other type of object."""
-        return reply(await self._list_pods(names(request, "type", "tenant", "namespace")[1:]))
+        found = names(request, "type", "tenant", "namespace")[1:]
+        return reply(await self._list_pods(request, found))
 
-    async def _list_pods(self, found: list[str]) -> list[dict[str, Any]]:
+    async def _list_pods(self, request: Request, found: list[str]) -> list[dict[str, Any]]:
         tenant, namespace, function = [*found, "", "", ""][:3]
         message = ixmeta_pb2.ListRequestMessage(obj_type="pod", tenant=tenant, namespace=namespace)
-        answer = await ask(SCHEDULER, self._pods.List, message)
-        pods = [convert.manifest_of(obj) for obj in answer.objs]
+        answer = await ask(SCHEDULER, self._link.pods.List, message)
+        caller = caller_of(request)
+        shown = [
+            obj
+            for obj in answer.objs
+            if visible(caller, "pod", (obj.tenant, obj.namespace, obj.name))
+        ]
+        pods = [convert.manifest_of(obj) for obj in shown]
         if function:
             pods = [pod for pod in pods if pod["object"]["spec"]["funcname"] == function]
         return pods
@@ -96,7 +115,7 @@ class ViewRoutes:
         message = ixmeta_pb2.GetRequestMessage(
             obj_type="pod", tenant=tenant, namespace=namespace, name=name
         )
-        answer = await ask(SCHEDULER, self._pods.Get, message)
+        answer = await ask(SCHEDULER, self._link.pods.Get, message)
         found: ixmeta_pb2.Obj = answer.obj
         return found
 
@@ -112,7 +131,7 @@ class ViewRoutes:
             fprevision=spec.fprevision,
             id=name,
         )
-        answer = await ask(SCHEDULER, self._scheduler.KillPod, message, 30.0)
+        answer = await ask(SCHEDULER, self._link.leases.KillPod, message, 30.0)
         if answer.status == pb.NOT_FOUND:
             raise NotFound(f"{pod.meta} does not exist any more")
         if answer.status == pb.INVALID_STATE:
@@ -168,26 +187,30 @@ class ViewRoutes:
 
     async def models(self, request: Request) -> Response:
         """The functions as OpenAI's list of models."""
-        listed = [_model(function.key) for function in self._enabled()]
+        listed = [_model(function.key) for function in self._callable(request)]
         return reply({"object": "list", "data": sorted(listed, key=lambda model: model["id"])})
 
     async def model(self, request: Request) -> Response:
         """One model."""
         wanted = "/".join(segments(request)[2:])
-        for function in self._enabled():
+        for function in self._callable(request):
             if wanted in (model_id(function.key), "/".join(function.key)):
                 return reply({**_model(function.key), "id": wanted})
         message = f"The model `{wanted}` does not exist or you do not have access to it."
         error = {"message": message, "type": "invalid_request_error", "param": "model"}
         return reply({"error": {**error, "code": "model_not_found"}}, 404)
 
-    def _enabled(self) -> list[Object[Any]]:
-        enabled = []
+    def _callable(self, request: Request) -> list[Object[Any]]:
+        """The functions that the caller may call and that may be called."""
+        caller, found = caller_of(request), []
         for function in self._functions.all():
             definition = self._functions.definition(function.key)
-            if definition is not None and definition.disabled is None:
-                enabled.append(function)
-        return enabled
+            if definition is None or definition.disabled is not None:
+                continue
+            place = Place(function.meta.tenant, function.meta.namespace)
+            if definition.public or allowed(caller, "function.call", place):
+                found.append(function)
+        return found
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
@@ -205,6 +228,34 @@ def _pod_names(request: Request) -> tuple[str, str, str]:
     parts = ("tenant", "namespace", "pod") if short else _POD_PARTS
     found = names(request, *parts)
     return found[0], found[1], found[-1]
+
+
+def _pods_named(request: Request) -> list[str]:
+    count = min(len([part for part in segments(request)[1:] if part]), 3)
+    return names(request, *_POD_PARTS[:count]) if count else []
+
+
+def _pods_place(request: Request) -> Place:
+    return Place(*_pods_named(request)[:2])
+
+
+def _objects_place(request: Request) -> Place:
+    return Place(*names(request, "type", "tenant", "namespace")[1:])
+
+
+def _pod_place(request: Request) -> Place:
+    tenant, namespace, name = _pod_names(request)
+    return Place(tenant, namespace, f"pod {tenant}/{namespace}/{name}")
+
+
+def _pod_object_place(request: Request) -> Place:
+    _, tenant, namespace, name = names(request, "type", "tenant", "namespace", "name")
+    return Place(tenant, namespace, f"pod {tenant}/{namespace}/{name}")
+
+
+def _log_place(request: Request) -> Place:
+    tenant, namespace, *_, name = names(request, *_POD_PARTS)
+    return Place(tenant, namespace, f"the log of pod {tenant}/{namespace}/{name}")
 
 
 def _check_pod(pod: Object[Pod], function: str, revision: int) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
-
-import grpc.aio
 
 from inferx import telemetry
 from inferx._ext import Proxy
@@ -22,12 +21,17 @@ from inferx.domain.meta import Key
 from inferx.errors import InferxError, QueueTimeout, Unavailable
 from inferx.gateway.functions import Functions, join, split
 from inferx.gateway.identity import Identity
-from inferx.rpc import client, na_pb2_grpc
+from inferx.gateway.leader import LeaderLink
+from inferx.rpc import client
 from inferx.rpc import na_pb2 as pb
 
-HEARTBEAT_S = 3.0
+HEARTBEAT_S = 2.0
+# Without an answer for so long the scheduler may have given the leases to others; a second less
+# than it waits, because its clock started when our heartbeat arrived.
+LEASES_LIVE_S = 9.0
 RETURN_TRIES_S = 30.0
 _RPC_TIMEOUT_S = 5.0
+_HEARTBEAT_TIMEOUT_S = 2.0
 _BACKOFF_MIN_S = 0.05
 _BACKOFF_MAX_S = 1.0
 _log = logging.getLogger(__name__)
@@ -66,7 +70,7 @@ class Workers:
         self,
         proxy: Proxy,
         functions: Functions,
-        channel: grpc.aio.Channel,
+        link: LeaderLink,
         identity: Identity,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
@@ -74,12 +78,13 @@ class Workers:
         self.leases: dict[int, Lease] = {}
         self._proxy = proxy
         self._functions = functions
-        self._stub = na_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._link = link
         self._identity = identity
         self._gateway_id = identity.gateway_id
         self._heartbeat_s = heartbeat_s
         self._handles = itertools.count(1)
         self._epoch = 0
+        self._heard = time.monotonic()  # when the last answered heartbeat was sent
         self._tasks: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._presence: asyncio.Task[None] | None = None
@@ -180,7 +185,7 @@ class Workers:
             )
             try:
                 with telemetry.bind(request_id=request_id):
-                    answer = await client.call(self._stub.LeaseWorker, request, left_s + 2.0)
+                    answer = await self._of_leader(request, left_s + 2.0)
             except Unavailable as error:
                 self._doubt.set()
                 if loop.time() + backoff_s >= deadline:
@@ -190,11 +195,28 @@ class Workers:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
                 continue
+            if answer.epoch < self._link.epoch:
+                continue  # granted by a scheduler that has been replaced: it is worth nothing
             if answer.epoch != self._epoch and self.connected.is_set():
                 self._doubt.set()
             slots = answer.slots or (1 if definition is None else definition.parallel)
             lease = Lease(key, revision, answer.id, answer.lease_id, slots, answer.epoch)
             return lease, answer
+
+    async def _of_leader(self, request: pb.LeaseWorkerReq, timeout_s: float) -> pb.LeaseWorkerResp:
+        """LeaseWorker of the leader; Unavailable as soon as there is another one."""
+        call = asyncio.create_task(client.call(self._link.leases.LeaseWorker, request, timeout_s))
+        moved = asyncio.create_task(self._link.moved())
+        try:
+            await asyncio.wait((call, moved), return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                answer: pb.LeaseWorkerResp = call.result()
+                return answer
+            raise Unavailable("another scheduler has taken the lead")
+        finally:
+            for task in (call, moved):
+                task.cancel()
+            await asyncio.gather(call, moved, return_exceptions=True)
 
     def _fail(self, key: Key, revision: int, error: InferxError) -> None:
         self._proxy.fail_lease(
@@ -233,7 +255,7 @@ class Workers:
         backoff_s = _BACKOFF_MIN_S
         while True:
             try:
-                await client.call(self._stub.ReturnWorker, request, _RPC_TIMEOUT_S)
+                await client.call(self._link.leases.ReturnWorker, request, _RPC_TIMEOUT_S)
                 return
             except Unavailable as error:
                 # A scheduler that was restarted meanwhile was not told of this lease either.
@@ -257,20 +279,50 @@ class Workers:
                 backoff_s = _BACKOFF_MIN_S
                 self.connected.set()
                 while not await self._in_doubt():
-                    request = pb.RefreshGatewayReq(gateway_id=self._gateway_id)
-                    await client.call(self._stub.RefreshGateway, request, _RPC_TIMEOUT_S)
+                    await self._refresh()
             except InferxError as error:
                 _log.info("the scheduler is not there: %s", error)
+                if time.monotonic() - self._heard > LEASES_LIVE_S:
+                    self.drop_all("no scheduler answers, they may be in other hands by now")
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
 
     async def _in_doubt(self) -> bool:
         """Rest until the next heartbeat; True when somebody saw the scheduler change."""
+        waits = [
+            asyncio.create_task(self._doubt.wait()), asyncio.create_task(self._link.moved())
+        ]  # fmt: skip
         try:
-            await asyncio.wait_for(self._doubt.wait(), self._heartbeat_s)
-        except TimeoutError:
-            return False
-        return True
+            done, _ = await asyncio.wait(
+                waits, timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            for task in waits:
+                task.cancel()
+        return bool(done)
+
+    async def _refresh(self) -> None:
+        """One heartbeat for all leases; when some have ended there, everything is announced anew,
+        because a pod that was lost and found again still is whose it was."""
+        held = [lease.lease_id for lease in self.leases.values()]
+        request = pb.RefreshGatewayReq(gateway_id=self._gateway_id, lease_ids=held)
+        sent = time.monotonic()
+        answer = await client.call(self._link.leases.RefreshGateway, request, _HEARTBEAT_TIMEOUT_S)
+        self._heard = sent
+        known = {lease.lease_id for lease in self.leases.values()}
+        if known.intersection(answer.ended_lease_ids):
+            self._doubt.set()
+
+    def _drop(self, handle: int, why: str) -> None:
+        lease = self.leases.pop(handle, None)
+        if lease is not None:
+            _log.warning("lease %s of pod %s is dropped: %s", lease.lease_id, lease.pod_id, why)
+            self._proxy.remove_worker(handle)
+
+    def drop_all(self, why: str) -> None:
+        """Use no lease any more; new ones are asked for as calls come."""
+        for handle in list(self.leases):
+            self._drop(handle, why)
 
     async def _announce(self) -> None:
         self._doubt.clear()
@@ -280,12 +332,15 @@ class Workers:
             workers=[lease.worker_id() for lease in announced.values()],
             replaces=self._identity.replaces,
         )
-        answer = await client.call(self._stub.ConnectScheduler, request, _RPC_TIMEOUT_S)
+        sent = time.monotonic()
+        answer = await client.call(
+            self._link.leases.ConnectScheduler, request, _HEARTBEAT_TIMEOUT_S
+        )
+        self._heard = sent
         self._identity.announced()
         self._epoch = answer.epoch
         rejected = set(answer.rejected_lease_ids)
         for handle, lease in announced.items():
-            if lease.lease_id in rejected and self.leases.pop(handle, None) is not None:
-                _log.warning("the scheduler does not accept lease %s any more", lease.lease_id)
-                self._proxy.remove_worker(handle)
+            if lease.lease_id in rejected:
+                self._drop(handle, "the scheduler does not accept it any more")
         _log.info("announced to the scheduler with %d leases", len(announced) - len(rejected))

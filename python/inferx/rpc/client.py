@@ -56,13 +56,18 @@ _BY_STATUS: dict[grpc.StatusCode, type[InferxError]] = {
 }
 
 
-def channel(addr: str) -> grpc.aio.Channel:
-    """A channel to host:port that notices a dead peer within seconds and reconnects quickly."""
+def channel(addr: str | Sequence[str]) -> grpc.aio.Channel:
+    """A channel to host:port that notices a dead peer within seconds and reconnects quickly.
+
+    With several addresses (IPv4; `read_config` sees to it) it goes to one that answers.
+    """
+    addrs = [addr] if isinstance(addr, str) else list(addr)
+    addrs = [one.removeprefix("http://") for one in addrs]
     return grpc.aio.insecure_channel(
-        addr.removeprefix("http://"),
+        addrs[0] if len(addrs) == 1 else f"ipv4:{','.join(addrs)}",
         options=[
-            ("grpc.keepalive_time_ms", 10_000),
-            ("grpc.keepalive_timeout_ms", 3_000),
+            ("grpc.keepalive_time_ms", 2_000),
+            ("grpc.keepalive_timeout_ms", 1_500),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),

@@ -131,10 +131,12 @@ class WEvent(_message.Message):
     def __init__(self, event_type: _Optional[_Union[EventType, str]] = ..., obj: _Optional[_Union[Obj, _Mapping]] = ...) -> None: ...
 
 class CreateRequestMessage(_message.Message):
-    __slots__ = ("obj",)
+    __slots__ = ("obj", "lease")
     OBJ_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     obj: Obj
-    def __init__(self, obj: _Optional[_Union[Obj, _Mapping]] = ...) -> None: ...
+    lease: int
+    def __init__(self, obj: _Optional[_Union[Obj, _Mapping]] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class CreateResponseMessage(_message.Message):
     __slots__ = ("error", "revision")
@@ -145,12 +147,14 @@ class CreateResponseMessage(_message.Message):
     def __init__(self, error: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class UpdateRequestMessage(_message.Message):
-    __slots__ = ("expect_rev", "obj")
+    __slots__ = ("expect_rev", "obj", "lease")
     EXPECT_REV_FIELD_NUMBER: _ClassVar[int]
     OBJ_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     expect_rev: int
     obj: Obj
-    def __init__(self, expect_rev: _Optional[int] = ..., obj: _Optional[_Union[Obj, _Mapping]] = ...) -> None: ...
+    lease: int
+    def __init__(self, expect_rev: _Optional[int] = ..., obj: _Optional[_Union[Obj, _Mapping]] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class UpdateResponseMessage(_message.Message):
     __slots__ = ("error", "revision")
@@ -161,18 +165,20 @@ class UpdateResponseMessage(_message.Message):
     def __init__(self, error: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class DeleteRequestMessage(_message.Message):
-    __slots__ = ("obj_type", "tenant", "namespace", "name", "expect_rev")
+    __slots__ = ("obj_type", "tenant", "namespace", "name", "expect_rev", "src_epoch")
     OBJ_TYPE_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     EXPECT_REV_FIELD_NUMBER: _ClassVar[int]
+    SRC_EPOCH_FIELD_NUMBER: _ClassVar[int]
     obj_type: str
     tenant: str
     namespace: str
     name: str
     expect_rev: int
-    def __init__(self, obj_type: _Optional[str] = ..., tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., expect_rev: _Optional[int] = ...) -> None: ...
+    src_epoch: int
+    def __init__(self, obj_type: _Optional[str] = ..., tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., expect_rev: _Optional[int] = ..., src_epoch: _Optional[int] = ...) -> None: ...
 
 class DeleteResponseMessage(_message.Message):
     __slots__ = ("error", "revision")
@@ -181,3 +187,45 @@ class DeleteResponseMessage(_message.Message):
     error: str
     revision: int
     def __init__(self, error: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class GrantLeaseRequest(_message.Message):
+    __slots__ = ("ttl_ms",)
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    ttl_ms: int
+    def __init__(self, ttl_ms: _Optional[int] = ...) -> None: ...
+
+class GrantLeaseResponse(_message.Message):
+    __slots__ = ("error", "lease", "ttl_ms")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    lease: int
+    ttl_ms: int
+    def __init__(self, error: _Optional[str] = ..., lease: _Optional[int] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+
+class KeepLeaseRequest(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    def __init__(self, lease: _Optional[int] = ...) -> None: ...
+
+class KeepLeaseResponse(_message.Message):
+    __slots__ = ("error", "ttl_ms")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    ttl_ms: int
+    def __init__(self, error: _Optional[str] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+
+class EndLeaseRequest(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    def __init__(self, lease: _Optional[int] = ...) -> None: ...
+
+class EndLeaseResponse(_message.Message):
+    __slots__ = ("error",)
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    def __init__(self, error: _Optional[str] = ...) -> None: ...

@@ -396,3 +396,161 @@ class IxMetaService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class IxLeaseServiceStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Grant = channel.unary_unary(
+                '/ixmeta.IxLeaseService/Grant',
+                request_serializer=inferx_dot_rpc_dot_ixmeta__pb2.GrantLeaseRequest.SerializeToString,
+                response_deserializer=inferx_dot_rpc_dot_ixmeta__pb2.GrantLeaseResponse.FromString,
+                _registered_method=True)
+        self.Keep = channel.unary_unary(
+                '/ixmeta.IxLeaseService/Keep',
+                request_serializer=inferx_dot_rpc_dot_ixmeta__pb2.KeepLeaseRequest.SerializeToString,
+                response_deserializer=inferx_dot_rpc_dot_ixmeta__pb2.KeepLeaseResponse.FromString,
+                _registered_method=True)
+        self.End = channel.unary_unary(
+                '/ixmeta.IxLeaseService/End',
+                request_serializer=inferx_dot_rpc_dot_ixmeta__pb2.EndLeaseRequest.SerializeToString,
+                response_deserializer=inferx_dot_rpc_dot_ixmeta__pb2.EndLeaseResponse.FromString,
+                _registered_method=True)
+
+
+class IxLeaseServiceServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Grant(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Keep(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def End(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_IxLeaseServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Grant': grpc.unary_unary_rpc_method_handler(
+                    servicer.Grant,
+                    request_deserializer=inferx_dot_rpc_dot_ixmeta__pb2.GrantLeaseRequest.FromString,
+                    response_serializer=inferx_dot_rpc_dot_ixmeta__pb2.GrantLeaseResponse.SerializeToString,
+            ),
+            'Keep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Keep,
+                    request_deserializer=inferx_dot_rpc_dot_ixmeta__pb2.KeepLeaseRequest.FromString,
+                    response_serializer=inferx_dot_rpc_dot_ixmeta__pb2.KeepLeaseResponse.SerializeToString,
+            ),
+            'End': grpc.unary_unary_rpc_method_handler(
+                    servicer.End,
+                    request_deserializer=inferx_dot_rpc_dot_ixmeta__pb2.EndLeaseRequest.FromString,
+                    response_serializer=inferx_dot_rpc_dot_ixmeta__pb2.EndLeaseResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'ixmeta.IxLeaseService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('ixmeta.IxLeaseService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class IxLeaseService:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Grant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ixmeta.IxLeaseService/Grant',
+            inferx_dot_rpc_dot_ixmeta__pb2.GrantLeaseRequest.SerializeToString,
+            inferx_dot_rpc_dot_ixmeta__pb2.GrantLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ixmeta.IxLeaseService/Keep',
+            inferx_dot_rpc_dot_ixmeta__pb2.KeepLeaseRequest.SerializeToString,
+            inferx_dot_rpc_dot_ixmeta__pb2.KeepLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def End(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ixmeta.IxLeaseService/End',
+            inferx_dot_rpc_dot_ixmeta__pb2.EndLeaseRequest.SerializeToString,
+            inferx_dot_rpc_dot_ixmeta__pb2.EndLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13inferx/rpc/na.proto\x12\x02na\"\x1e\n\x02KV\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03val\x18\x02 \x01(\t\"\x8f\x01\n\x08WorkerId\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x10\n\x08lease_id\x18\x10 \x01(\t\x12\r\n\x05slots\x18\x11 \x01(\r\x12\r\n\x05\x65poch\x18\x12 \x01(\x03\"Q\n\nConnectReq\x12\x12\n\ngateway_id\x18\x01 \x01(\x03\x12\x1d\n\x07workers\x18\x02 \x03(\x0b\x32\x0c.na.WorkerId\x12\x10\n\x08replaces\x18\x10 \x03(\x03\"G\n\x0b\x43onnectResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x1a\n\x12rejected_lease_ids\x18\x10 \x03(\t\x12\r\n\x05\x65poch\x18\x11 \x01(\x03\"\xbe\x01\n\x0eLeaseWorkerReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\x12\n\ngateway_id\x18\x05 \x01(\x03\x12\x17\n\x0f\x63onsumer_tenant\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x10 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x11 \x01(\r\x12\r\n\x05slots\x18\x12 \x01(\r\"\xdd\x01\n\x0fLeaseWorkerResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0e\n\x06ipaddr\x18\x04 \x01(\r\x12\x11\n\tkeepalive\x18\x05 \x01(\x08\x12\x12\n\nhostipaddr\x18\x06 \x01(\r\x12\x10\n\x08hostport\x18\x07 \x01(\r\x12\x13\n\x0bhostnetwork\x18\x08 \x01(\x08\x12\x10\n\x08lease_id\x18\x10 \x01(\t\x12\r\n\x05\x65poch\x18\x11 \x01(\x03\x12\r\n\x05slots\x18\x12 \x01(\r\x12\r\n\x05start\x18\x13 \x01(\t\x12\x12\n\nexpires_ms\x18\x14 \x01(\x03\"\x8c\x01\n\x0fReturnWorkerReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x12\n\nfailworker\x18\x06 \x01(\x08\x12\x10\n\x08lease_id\x18\x10 \x01(\t\"!\n\x10ReturnWorkerResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"\'\n\x11RefreshGatewayReq\x12\x12\n\ngateway_id\x18\x01 \x01(\x03\"#\n\x12RefreshGatewayResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"a\n\nKillPodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\"?\n\x0bKillPodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12!\n\x06status\x18\x02 \x01(\x0e\x32\x11.na.KillPodStatus\"u\n\x0fTerminatePodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\"!\n\x10TerminatePodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"p\n\nParkPodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\"\x1c\n\x0bParkPodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"\xe6\x02\n\x10\x43reateFuncPodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x16\n\x06labels\x18\x06 \x03(\x0b\x32\x06.na.KV\x12\x1b\n\x0b\x61nnotations\x18\x07 \x03(\x0b\x32\x06.na.KV\x12&\n\x0b\x63reate_type\x18\x08 \x01(\x0e\x32\x11.na.CreatePodType\x12\x10\n\x08\x66uncspec\x18\t \x01(\t\x12\x17\n\x0f\x61lloc_resources\x18\n \x01(\t\x12\x16\n\x0eresource_quota\x18\x0b \x01(\t\x12+\n\x0eterminate_pods\x18\x0c \x03(\x0b\x32\x13.na.TerminatePodReq\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\x12!\n\tpark_pods\x18\x11 \x03(\x0b\x32\x0e.na.ParkPodReq\"C\n\x11\x43reateFuncPodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tipaddress\x18\x02 \x01(\r\x12\x0c\n\x04port\x18\x10 \x01(\r\"\xdb\x01\n\x0cResumePodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x17\n\x0f\x61lloc_resources\x18\x07 \x01(\t\x12+\n\x0eterminate_pods\x18\x08 \x03(\x0b\x32\x13.na.TerminatePodReq\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\x12!\n\tpark_pods\x18\x11 \x03(\x0b\x32\x0e.na.ParkPodReq\"?\n\rResumePodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tipaddress\x18\x10 \x01(\r\x12\x0c\n\x04port\x18\x11 \x01(\r\"\x82\x01\n\rReadPodLogReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x0c\n\x04tail\x18\x10 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x11 \x01(\x08\",\n\x0eReadPodLogResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\"$\n\x11RemoveSnapshotReq\x12\x0f\n\x07\x66unckey\x18\x01 \x01(\t\"#\n\x12RemoveSnapshotResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t*G\n\rKillPodStatus\x12\x06\n\x02OK\x10\x00\x12\r\n\tNOT_FOUND\x10\x01\x12\x11\n\rINVALID_STATE\x10\x02\x12\x0c\n\x08INTERNAL\x10\x03*6\n\rCreatePodType\x12\n\n\x06Normal\x10\x00\x12\x0c\n\x08Snapshot\x10\x02\x12\x0b\n\x07Restore\x10\x03\x32\xa7\x02\n\x10SchedulerService\x12\x33\n\x10\x43onnectScheduler\x12\x0e.na.ConnectReq\x1a\x0f.na.ConnectResp\x12\x36\n\x0bLeaseWorker\x12\x12.na.LeaseWorkerReq\x1a\x13.na.LeaseWorkerResp\x12\x39\n\x0cReturnWorker\x12\x13.na.ReturnWorkerReq\x1a\x14.na.ReturnWorkerResp\x12?\n\x0eRefreshGateway\x12\x15.na.RefreshGatewayReq\x1a\x16.na.RefreshGatewayResp\x12*\n\x07KillPod\x12\x0e.na.KillPodReq\x1a\x0f.na.KillPodResp2\x98\x03\n\x10NodeAgentService\x12<\n\rCreateFuncPod\x12\x14.na.CreateFuncPodReq\x1a\x15.na.CreateFuncPodResp\x12\x39\n\x0cTerminatePod\x12\x13.na.TerminatePodReq\x1a\x14.na.TerminatePodResp\x12\x30\n\tResumePod\x12\x10.na.ResumePodReq\x1a\x11.na.ResumePodResp\x12*\n\x07ParkPod\x12\x0e.na.ParkPodReq\x1a\x0f.na.ParkPodResp\x12\x33\n\nReadPodLog\x12\x11.na.ReadPodLogReq\x1a\x12.na.ReadPodLogResp\x12\x37\n\x0cStreamPodLog\x12\x11.na.ReadPodLogReq\x1a\x12.na.ReadPodLogResp0\x01\x12?\n\x0eRemoveSnapshot\x12\x15.na.RemoveSnapshotReq\x1a\x16.na.RemoveSnapshotRespb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13inferx/rpc/na.proto\x12\x02na\"\x1e\n\x02KV\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03val\x18\x02 \x01(\t\"\x8f\x01\n\x08WorkerId\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x10\n\x08lease_id\x18\x10 \x01(\t\x12\r\n\x05slots\x18\x11 \x01(\r\x12\r\n\x05\x65poch\x18\x12 \x01(\x03\"Q\n\nConnectReq\x12\x12\n\ngateway_id\x18\x01 \x01(\x03\x12\x1d\n\x07workers\x18\x02 \x03(\x0b\x32\x0c.na.WorkerId\x12\x10\n\x08replaces\x18\x10 \x03(\x03\"G\n\x0b\x43onnectResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x1a\n\x12rejected_lease_ids\x18\x10 \x03(\t\x12\r\n\x05\x65poch\x18\x11 \x01(\x03\"\xbe\x01\n\x0eLeaseWorkerReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\x12\n\ngateway_id\x18\x05 \x01(\x03\x12\x17\n\x0f\x63onsumer_tenant\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x10 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x11 \x01(\r\x12\r\n\x05slots\x18\x12 \x01(\r\"\xdd\x01\n\x0fLeaseWorkerResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0e\n\x06ipaddr\x18\x04 \x01(\r\x12\x11\n\tkeepalive\x18\x05 \x01(\x08\x12\x12\n\nhostipaddr\x18\x06 \x01(\r\x12\x10\n\x08hostport\x18\x07 \x01(\r\x12\x13\n\x0bhostnetwork\x18\x08 \x01(\x08\x12\x10\n\x08lease_id\x18\x10 \x01(\t\x12\r\n\x05\x65poch\x18\x11 \x01(\x03\x12\r\n\x05slots\x18\x12 \x01(\r\x12\r\n\x05start\x18\x13 \x01(\t\x12\x12\n\nexpires_ms\x18\x14 \x01(\x03\"\x8c\x01\n\x0fReturnWorkerReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x12\n\nfailworker\x18\x06 \x01(\x08\x12\x10\n\x08lease_id\x18\x10 \x01(\t\"!\n\x10ReturnWorkerResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\":\n\x11RefreshGatewayReq\x12\x12\n\ngateway_id\x18\x01 \x01(\x03\x12\x11\n\tlease_ids\x18\x10 \x03(\t\"<\n\x12RefreshGatewayResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x17\n\x0f\x65nded_lease_ids\x18\x10 \x03(\t\"a\n\nKillPodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\"?\n\x0bKillPodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12!\n\x06status\x18\x02 \x01(\x0e\x32\x11.na.KillPodStatus\"u\n\x0fTerminatePodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\"!\n\x10TerminatePodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"p\n\nParkPodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\"\x1c\n\x0bParkPodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"\xe6\x02\n\x10\x43reateFuncPodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x16\n\x06labels\x18\x06 \x03(\x0b\x32\x06.na.KV\x12\x1b\n\x0b\x61nnotations\x18\x07 \x03(\x0b\x32\x06.na.KV\x12&\n\x0b\x63reate_type\x18\x08 \x01(\x0e\x32\x11.na.CreatePodType\x12\x10\n\x08\x66uncspec\x18\t \x01(\t\x12\x17\n\x0f\x61lloc_resources\x18\n \x01(\t\x12\x16\n\x0eresource_quota\x18\x0b \x01(\t\x12+\n\x0eterminate_pods\x18\x0c \x03(\x0b\x32\x13.na.TerminatePodReq\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\x12!\n\tpark_pods\x18\x11 \x03(\x0b\x32\x0e.na.ParkPodReq\"R\n\x11\x43reateFuncPodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tipaddress\x18\x02 \x01(\r\x12\x0c\n\x04port\x18\x10 \x01(\r\x12\r\n\x05start\x18\x11 \x01(\t\"\xdb\x01\n\x0cResumePodReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x17\n\x0f\x61lloc_resources\x18\x07 \x01(\t\x12+\n\x0eterminate_pods\x18\x08 \x03(\x0b\x32\x13.na.TerminatePodReq\x12\r\n\x05\x65poch\x18\x10 \x01(\x03\x12!\n\tpark_pods\x18\x11 \x03(\x0b\x32\x0e.na.ParkPodReq\"?\n\rResumePodResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tipaddress\x18\x10 \x01(\r\x12\x0c\n\x04port\x18\x11 \x01(\r\"\x82\x01\n\rReadPodLogReq\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08\x66uncname\x18\x03 \x01(\t\x12\x12\n\nfprevision\x18\x04 \x01(\x03\x12\n\n\x02id\x18\x05 \x01(\t\x12\x0c\n\x04tail\x18\x10 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x11 \x01(\x08\",\n\x0eReadPodLogResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\"$\n\x11RemoveSnapshotReq\x12\x0f\n\x07\x66unckey\x18\x01 \x01(\t\"#\n\x12RemoveSnapshotResp\x12\r\n\x05\x65rror\x18\x01 \x01(\t*G\n\rKillPodStatus\x12\x06\n\x02OK\x10\x00\x12\r\n\tNOT_FOUND\x10\x01\x12\x11\n\rINVALID_STATE\x10\x02\x12\x0c\n\x08INTERNAL\x10\x03*6\n\rCreatePodType\x12\n\n\x06Normal\x10\x00\x12\x0c\n\x08Snapshot\x10\x02\x12\x0b\n\x07Restore\x10\x03\x32\xa7\x02\n\x10SchedulerService\x12\x33\n\x10\x43onnectScheduler\x12\x0e.na.ConnectReq\x1a\x0f.na.ConnectResp\x12\x36\n\x0bLeaseWorker\x12\x12.na.LeaseWorkerReq\x1a\x13.na.LeaseWorkerResp\x12\x39\n\x0cReturnWorker\x12\x13.na.ReturnWorkerReq\x1a\x14.na.ReturnWorkerResp\x12?\n\x0eRefreshGateway\x12\x15.na.RefreshGatewayReq\x1a\x16.na.RefreshGatewayResp\x12*\n\x07KillPod\x12\x0e.na.KillPodReq\x1a\x0f.na.KillPodResp2\x98\x03\n\x10NodeAgentService\x12<\n\rCreateFuncPod\x12\x14.na.CreateFuncPodReq\x1a\x15.na.CreateFuncPodResp\x12\x39\n\x0cTerminatePod\x12\x13.na.TerminatePodReq\x1a\x14.na.TerminatePodResp\x12\x30\n\tResumePod\x12\x10.na.ResumePodReq\x1a\x11.na.ResumePodResp\x12*\n\x07ParkPod\x12\x0e.na.ParkPodReq\x1a\x0f.na.ParkPodResp\x12\x33\n\nReadPodLog\x12\x11.na.ReadPodLogReq\x1a\x12.na.ReadPodLogResp\x12\x37\n\x0cStreamPodLog\x12\x11.na.ReadPodLogReq\x1a\x12.na.ReadPodLogResp0\x01\x12?\n\x0eRemoveSnapshot\x12\x15.na.RemoveSnapshotReq\x1a\x16.na.RemoveSnapshotRespb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferx.rpc.na_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KILLPODSTATUS']._serialized_start=2467
-  _globals['_KILLPODSTATUS']._serialized_end=2538
-  _globals['_CREATEPODTYPE']._serialized_start=2540
-  _globals['_CREATEPODTYPE']._serialized_end=2594
+  _globals['_KILLPODSTATUS']._serialized_start=2526
+  _globals['_KILLPODSTATUS']._serialized_end=2597
+  _globals['_CREATEPODTYPE']._serialized_start=2599
+  _globals['_CREATEPODTYPE']._serialized_end=2653
   _globals['_KV']._serialized_start=27
   _globals['_KV']._serialized_end=57
   _globals['_WORKERID']._serialized_start=60
@@ -52,39 +52,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETURNWORKERRESP']._serialized_start=921
   _globals['_RETURNWORKERRESP']._serialized_end=954
   _globals['_REFRESHGATEWAYREQ']._serialized_start=956
-  _globals['_REFRESHGATEWAYREQ']._serialized_end=995
-  _globals['_REFRESHGATEWAYRESP']._serialized_start=997
-  _globals['_REFRESHGATEWAYRESP']._serialized_end=1032
-  _globals['_KILLPODREQ']._serialized_start=1034
-  _globals['_KILLPODREQ']._serialized_end=1131
-  _globals['_KILLPODRESP']._serialized_start=1133
-  _globals['_KILLPODRESP']._serialized_end=1196
-  _globals['_TERMINATEPODREQ']._serialized_start=1198
-  _globals['_TERMINATEPODREQ']._serialized_end=1315
-  _globals['_TERMINATEPODRESP']._serialized_start=1317
-  _globals['_TERMINATEPODRESP']._serialized_end=1350
-  _globals['_PARKPODREQ']._serialized_start=1352
-  _globals['_PARKPODREQ']._serialized_end=1464
-  _globals['_PARKPODRESP']._serialized_start=1466
-  _globals['_PARKPODRESP']._serialized_end=1494
-  _globals['_CREATEFUNCPODREQ']._serialized_start=1497
-  _globals['_CREATEFUNCPODREQ']._serialized_end=1855
-  _globals['_CREATEFUNCPODRESP']._serialized_start=1857
-  _globals['_CREATEFUNCPODRESP']._serialized_end=1924
-  _globals['_RESUMEPODREQ']._serialized_start=1927
-  _globals['_RESUMEPODREQ']._serialized_end=2146
-  _globals['_RESUMEPODRESP']._serialized_start=2148
-  _globals['_RESUMEPODRESP']._serialized_end=2211
-  _globals['_READPODLOGREQ']._serialized_start=2214
-  _globals['_READPODLOGREQ']._serialized_end=2344
-  _globals['_READPODLOGRESP']._serialized_start=2346
-  _globals['_READPODLOGRESP']._serialized_end=2390
-  _globals['_REMOVESNAPSHOTREQ']._serialized_start=2392
-  _globals['_REMOVESNAPSHOTREQ']._serialized_end=2428
-  _globals['_REMOVESNAPSHOTRESP']._serialized_start=2430
-  _globals['_REMOVESNAPSHOTRESP']._serialized_end=2465
-  _globals['_SCHEDULERSERVICE']._serialized_start=2597
-  _globals['_SCHEDULERSERVICE']._serialized_end=2892
-  _globals['_NODEAGENTSERVICE']._serialized_start=2895
-  _globals['_NODEAGENTSERVICE']._serialized_end=3303
+  _globals['_REFRESHGATEWAYREQ']._serialized_end=1014
+  _globals['_REFRESHGATEWAYRESP']._serialized_start=1016
+  _globals['_REFRESHGATEWAYRESP']._serialized_end=1076
+  _globals['_KILLPODREQ']._serialized_start=1078
+  _globals['_KILLPODREQ']._serialized_end=1175
+  _globals['_KILLPODRESP']._serialized_start=1177
+  _globals['_KILLPODRESP']._serialized_end=1240
+  _globals['_TERMINATEPODREQ']._serialized_start=1242
+  _globals['_TERMINATEPODREQ']._serialized_end=1359
+  _globals['_TERMINATEPODRESP']._serialized_start=1361
+  _globals['_TERMINATEPODRESP']._serialized_end=1394
+  _globals['_PARKPODREQ']._serialized_start=1396
+  _globals['_PARKPODREQ']._serialized_end=1508
+  _globals['_PARKPODRESP']._serialized_start=1510
+  _globals['_PARKPODRESP']._serialized_end=1538
+  _globals['_CREATEFUNCPODREQ']._serialized_start=1541
+  _globals['_CREATEFUNCPODREQ']._serialized_end=1899
+  _globals['_CREATEFUNCPODRESP']._serialized_start=1901
+  _globals['_CREATEFUNCPODRESP']._serialized_end=1983
+  _globals['_RESUMEPODREQ']._serialized_start=1986
+  _globals['_RESUMEPODREQ']._serialized_end=2205
+  _globals['_RESUMEPODRESP']._serialized_start=2207
+  _globals['_RESUMEPODRESP']._serialized_end=2270
+  _globals['_READPODLOGREQ']._serialized_start=2273
+  _globals['_READPODLOGREQ']._serialized_end=2403
+  _globals['_READPODLOGRESP']._serialized_start=2405
+  _globals['_READPODLOGRESP']._serialized_end=2449
+  _globals['_REMOVESNAPSHOTREQ']._serialized_start=2451
+  _globals['_REMOVESNAPSHOTREQ']._serialized_end=2487
+  _globals['_REMOVESNAPSHOTRESP']._serialized_start=2489
+  _globals['_REMOVESNAPSHOTRESP']._serialized_end=2524
+  _globals['_SCHEDULERSERVICE']._serialized_start=2656
+  _globals['_SCHEDULERSERVICE']._serialized_end=2951
+  _globals['_NODEAGENTSERVICE']._serialized_start=2954
+  _globals['_NODEAGENTSERVICE']._serialized_end=3362
 # @@protoc_insertion_point(module_scope)

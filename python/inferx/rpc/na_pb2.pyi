@@ -150,16 +150,20 @@ class ReturnWorkerResp(_message.Message):
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
 class RefreshGatewayReq(_message.Message):
-    __slots__ = ("gateway_id",)
+    __slots__ = ("gateway_id", "lease_ids")
     GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
     gateway_id: int
-    def __init__(self, gateway_id: _Optional[int] = ...) -> None: ...
+    lease_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, gateway_id: _Optional[int] = ..., lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RefreshGatewayResp(_message.Message):
-    __slots__ = ("error",)
+    __slots__ = ("error", "ended_lease_ids")
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ENDED_LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
     error: str
-    def __init__(self, error: _Optional[str] = ...) -> None: ...
+    ended_lease_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, error: _Optional[str] = ..., ended_lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class KillPodReq(_message.Message):
     __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id")
@@ -260,14 +264,16 @@ class CreateFuncPodReq(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., funcname: _Optional[str] = ..., fprevision: _Optional[int] = ..., id: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[KV, _Mapping]]] = ..., annotations: _Optional[_Iterable[_Union[KV, _Mapping]]] = ..., create_type: _Optional[_Union[CreatePodType, str]] = ..., funcspec: _Optional[str] = ..., alloc_resources: _Optional[str] = ..., resource_quota: _Optional[str] = ..., terminate_pods: _Optional[_Iterable[_Union[TerminatePodReq, _Mapping]]] = ..., epoch: _Optional[int] = ..., park_pods: _Optional[_Iterable[_Union[ParkPodReq, _Mapping]]] = ...) -> None: ...
 
 class CreateFuncPodResp(_message.Message):
-    __slots__ = ("error", "ipaddress", "port")
+    __slots__ = ("error", "ipaddress", "port", "start")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     IPADDRESS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     error: str
     ipaddress: int
     port: int
-    def __init__(self, error: _Optional[str] = ..., ipaddress: _Optional[int] = ..., port: _Optional[int] = ...) -> None: ...
+    start: str
+    def __init__(self, error: _Optional[str] = ..., ipaddress: _Optional[int] = ..., port: _Optional[int] = ..., start: _Optional[str] = ...) -> None: ...
 
 class ResumePodReq(_message.Message):
     __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id", "alloc_resources", "terminate_pods", "epoch", "park_pods")

@@ -16,8 +16,10 @@ from inferx._ext import SchedulerCore
 from inferx.domain.meta import Key
 from inferx.errors import InferxError, Unavailable, from_code
 
-LEASE_TTL_MS = 15_000
-TAKEOVER_MS = 4_000  # longer than the heartbeat of a gateway, which announces its leases then
+LEASE_TTL_MS = 10_000
+# A pod that was adopted is nobody else's before a lease of the former scheduler has run out, unless
+# every gateway has said what it holds.
+TAKEOVER_MS = LEASE_TTL_MS
 
 Fact = dict[str, Any]
 Effect = dict[str, Any]
@@ -36,7 +38,7 @@ class Granted:
 @dataclass(frozen=True)
 class Wish:
     """A gateway's request for slots (0 = all of one pod), to be answered within `wait_ms`
-    (0 = the queue timeout of the function's policy)."""
+    (0 = the queue timeout of the function's policy). `consumer` is the calling tenant, if known."""
 
     key: Key
     revision: int
@@ -44,6 +46,7 @@ class Wish:
     request_id: str
     slots: int
     wait_ms: int
+    consumer: str = ""
 
 
 class Brain:
@@ -53,7 +56,7 @@ class Brain:
         self,
         orders: Callable[[Effect], None],
         changed: Callable[[], None],
-        idle_park_ms: int,
+        idle_park_ms: int | None,
     ) -> None:
         self._core = SchedulerCore(
             secrets.token_hex(4), idle_park_ms, lease_ttl_ms=LEASE_TTL_MS, takeover_ms=TAKEOVER_MS
@@ -88,6 +91,7 @@ class Brain:
             wish.request_id,
             wish.slots,
             now_ms + wish.wait_ms if wish.wait_ms else 0,
+            wish.consumer,
         )
         if answer[0] == "leased":
             self._settle()
@@ -126,6 +130,20 @@ class Brain:
         known = self._core.give_back(self.now_ms(), lease_id, ok)
         self._settle()
         return known
+
+    def expect(self, gateway_ids: list[int]) -> None:
+        """These gateways may hold leases of the former scheduler; there are no others."""
+        self._core.expect(self.now_ms(), gateway_ids)
+        self._settle()
+
+    def heard(self, gateway_id: int) -> None:
+        """A gateway has told all leases that it holds."""
+        self._core.heard(self.now_ms(), gateway_id)
+        self._settle()
+
+    def holds(self, gateway_id: int, lease_id: int) -> bool:
+        """Whether the lease is live and the gateway's."""
+        return self._core.holds(gateway_id, lease_id)
 
     def connect(self, gateway_id: int) -> None:
         """A gateway is there."""

@@ -32,6 +32,7 @@ def function_fact(obj: Object[FunctionSpec], policy: FuncPolicy) -> dict[str, An
         "parallel": policy.parallel,
         "queue_len": policy.queue_len,
         "queue_timeout_ms": policy.queue_timeout_ms,
+        "wait_ratio_milli": round(policy.wait_ratio * 1000),
     }
     if resources.gpu is not None:
         fact |= {

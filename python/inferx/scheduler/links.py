@@ -17,6 +17,7 @@ from inferx.scheduler.facts import node_fact, pod_fact
 from inferx.store.informer import DELETED, Informer
 
 LOST_AFTER_S = 5.0
+FORGET_AFTER_S = 60.0  # a node whose object is gone may come back under its name until then
 _log = logging.getLogger(__name__)
 
 Observe = Callable[[dict[str, Any]], None]
@@ -24,11 +25,19 @@ Observe = Callable[[dict[str, Any]], None]
 
 class NodeLink:
     """The connection to one node's agent. A broken one makes the node not ready at once, and lost
-    after `lost_after_s`; its pods are told anew when it comes back after that."""
+    when the lease of its object ends as well, at the latest after `lost_after_s`; its pods are
+    told anew when it comes back after that."""
 
     def __init__(
-        self, name: str, node: Node, observe: Observe, lost_after_s: float = LOST_AFTER_S
+        self,
+        name: str,
+        node: Node,
+        observe: Observe,
+        forget: Callable[[NodeLink], None],
+        lost_after_s: float = LOST_AFTER_S,
     ) -> None:
+        self.registered = True
+        self._forget = forget
         self.name = name
         self.node = node
         self._observe = observe
@@ -63,7 +72,7 @@ class NodeLink:
 
     def update(self, node: Node) -> None:
         """The node's object changed."""
-        self.node = node
+        self.node, self.registered = node, True
         self._observe(node_fact(self.name, node, ready=self.pods.connected))
 
     def _pod(self, event: str, obj: Object[Pod]) -> None:
@@ -89,12 +98,24 @@ class NodeLink:
         else:
             _log.warning("the agent of node %s cannot be reached", self.name)
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._lost_after_s, self._give_up)
+            wait_s = self._lost_after_s if self.registered else 0.0
+            self._timer = loop.call_later(wait_s, self.give_up)
 
-    def _give_up(self) -> None:
-        self._timer = None
+    def unregistered(self) -> None:
+        """The lease of the node's object has ended: with the connection gone, so is the node."""
+        self.registered = False
+        if not self.pods.connected and not self._lost:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """The node is dead as far as anybody can tell."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._lost = True
         _log.warning("node %s is lost", self.name)
+        if not self.registered:
+            self._timer = asyncio.get_running_loop().call_later(FORGET_AFTER_S, self._forget, self)
         self._observe({"kind": "node_lost", "name": self.name})
 
 
@@ -124,18 +145,24 @@ class Links:
         """A node object was added, changed or deleted."""
         name, link = obj.meta.name, self._links.get(obj.meta.name)
         if event == DELETED:
+            # It may be the state service that it cannot reach; while we reach it, it lives. The
+            # link stays to find it again, and costs a connection attempt every two seconds.
             if link is not None:
-                del self._links[name]
-                self._spawn(link.stop())
-            self._observe({"kind": "node_gone", "name": name})
+                link.unregistered()
             return
         if link is not None and link.fits(obj.spec):
             link.update(obj.spec)
             return
-        new = NodeLink(name, obj.spec, self._observe)
+        new = NodeLink(name, obj.spec, self._observe, self._forget)
         new.pods.subscribe(lambda event, pod: self._pod_seen())
         self._links[name] = new
         self._spawn(self._replace(link, new))
+
+    def _forget(self, link: NodeLink) -> None:
+        if self._links.get(link.name) is link:
+            del self._links[link.name]
+            self._spawn(link.stop())
+            self._observe({"kind": "node_gone", "name": link.name})
 
     async def _replace(self, old: NodeLink | None, new: NodeLink) -> None:
         if old is not None:

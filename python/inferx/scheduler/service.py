@@ -1,4 +1,4 @@
-"""The scheduler's life: get an epoch, fill the core from all sources, serve, stop in order.
+"""The scheduler's life: stand by, win the lead, fill the core from all sources, serve, stop.
 
 Must never serve before the core knows the functions and what the agents run.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import grpc.aio
@@ -15,58 +16,93 @@ from inferx._ext import __version__
 from inferx.config import NodeConfig
 from inferx.domain.codec import resolve_policy
 from inferx.domain.meta import Key, Object
-from inferx.domain.objects import FunctionSpec
+from inferx.domain.objects import FunctionSpec, Gateway
 from inferx.errors import FunctionNotFound, InferxError, NotFound, StaleEpoch, Unavailable
+from inferx.health import Health
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc.server import Server, serve
-from inferx.scheduler import epoch, facts, metrics
+from inferx.scheduler import facts, metrics
 from inferx.scheduler.brain import Brain
+from inferx.scheduler.leader import Leadership
 from inferx.scheduler.links import Links
 from inferx.scheduler.orders import Orders
 from inferx.scheduler.podview import PodView
 from inferx.scheduler.servicer import SchedulerServicer
 from inferx.store.informer import DELETED, Informer
+from inferx.store.presence import State
 
-AGENTS_SYNC_S = 3.0
-_KINDS = ("tenant", "namespace", "funcpolicy", "function", "node")
+AGENTS_SYNC_S = 0.7  # an agent that does not answer by then is taken in when it does
+_KINDS = ("scheduler", "gateway", "tenant", "namespace", "funcpolicy", "function", "node")
 _log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """A running scheduler. `failed` holds the reason when it can no longer lead."""
+    """A scheduler: a hot standby from `start` on, the leader once `lead` has returned.
+
+    `failed` holds the reason when it can no longer lead; the process then ends, because what its
+    core believes is not worth keeping, and the next one begins as a standby.
+    """
 
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
-        self.epoch = 0
         self.port = 0
         self.failed: asyncio.Future[InferxError] = asyncio.get_running_loop().create_future()
+        self._address = f"{config.host_ip}:{config.scheduler_port}"
+        self._state = State(config.state_svc_addrs)
+        self.leadership = Leadership(
+            self._state, self._address, config.leader_lease_ms, config.data_dir
+        )
         self._links = Links(self._observe, self._pod_seen)
         self._orders = Orders(self._links, self._function, self._observe, self._stale)
         self._view = PodView(lambda: self.brain, self._links, __version__)
         self._view.on_refresh(lambda: metrics.shown(self.brain.stats()))
         self.brain = Brain(self._orders.carry_out, self._view.changed, config.idle_park_ms)
+        self._servicer = SchedulerServicer(
+            self.brain, self.leadership, self._address_of, self._learn, self._start_of
+        )
         self._channel: grpc.aio.Channel | None = None
-        self._state: Any = None
         self._informers: dict[str, Informer] = {}
         self._server: Server | None = None
+        self._keeping: asyncio.Task[None] | None = None
         # Functions read ahead of the informer, until it has them too.
         self._learned: dict[Key, Object[FunctionSpec]] = {}
 
+    @property
+    def epoch(self) -> int:
+        """The epoch under which this process leads, 0 for a standby."""
+        return self.leadership.epoch
+
     async def start(self) -> None:
-        """Returns when gateways can call; raises Unavailable for a taken port."""
-        config = self._config
-        address = f"{config.host_ip}:{config.scheduler_port}"
-        state_addr = config.state_svc_addrs[0]
-        self._channel = client.channel(state_addr)
-        stub: Any = ixmeta_pb2_grpc.IxMetaServiceStub
-        self._state = stub(self._channel)
-        self.epoch = self._orders.epoch = await epoch.begin(self._state, address)
+        """Listen and follow the objects; raises Unavailable for a taken port."""
+        add_scheduler: Any = na_pb2_grpc.add_SchedulerServiceServicer_to_server
+        add_view: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
+        self._server = await serve(
+            self._address,
+            [
+                lambda server: add_scheduler(self._servicer, server),
+                lambda server: add_view(self._view.servicer, server),
+            ],
+        )
+        self.port = self._server.port
+        self._channel = client.channel(self._config.state_svc_addrs)
         self._informers = {kind: Informer(self._channel, kind) for kind in _KINDS}
-        # Nodes come last: pods that agents report are judged by the functions known then.
-        for kind in _KINDS:
-            await self._informers[kind].start()
-            await self._informers[kind].synced.wait()
+        for informer in self._informers.values():
+            await informer.start()
+        for informer in self._informers.values():
+            await informer.synced.wait()
+        _log.info("scheduler stands by on %s", self._address)
+
+    async def lead(self) -> None:
+        """Wait for the lead, fill the core, serve. In this order: (1) the lead; (2) who may hold
+        leases of the former leader; (3) objects, and nodes last, because the pods that agents
+        report are judged by the functions known then; (4) the agents' full reports."""
+        epoch = self._orders.epoch = await self.leadership.campaign(self._informers["scheduler"])
+        begun = time.monotonic()
+        self._keeping = asyncio.create_task(self._keep(), name="leadership")
+        gateways = self._informers["gateway"]
+        self.brain.expect([obj.spec.gateway_id for obj in gateways.list()])
         for kind, tell in (
+            ("gateway", self._gateway_changed),
             ("tenant", self._tenant),
             ("namespace", self._namespace),
             ("funcpolicy", self._policy),
@@ -75,35 +111,51 @@ class Scheduler:
         ):
             self._informers[kind].subscribe(tell)
         await self._links.synced(AGENTS_SYNC_S)
-        servicer = SchedulerServicer(self.brain, self.epoch, self._address_of, self._learn)
-        add_scheduler: Any = na_pb2_grpc.add_SchedulerServiceServicer_to_server
-        add_view: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
-        self._server = await serve(
-            address,
-            [
-                lambda server: add_scheduler(servicer, server),
-                lambda server: add_view(self._view.servicer, server),
-            ],
+        self._servicer.ready = True
+        _log.info(
+            "scheduler leads on %s, epoch %d, after %.2f s of taking over",
+            self._address,
+            epoch,
+            time.monotonic() - begun,
         )
-        self.port = self._server.port
-        _log.info("scheduler ready on %s, epoch %d", address, self.epoch)
+
+    async def _keep(self) -> None:
+        await self.leadership.keep()
+        self._stale(Unavailable("the lease of the lead was not renewed in time"))
+
+    def waits_for(self) -> str | None:
+        """What keeps this process from leading as soon as nobody else does."""
+        followed = bool(self._informers) and all(
+            informer.synced.is_set() for informer in self._informers.values()
+        )
+        return None if followed else "the objects are not known yet: waiting for the state service"
 
     async def stop(self) -> None:
-        """Answer who waits, stop listening, let go of everything; pods run on."""
+        """Answer who waits, let a standby lead, let go of everything; pods run on."""
         self.brain.close()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await self._orders.stop()
+        await self.leadership.resign()
         if self._server is not None:
             await self._server.stop()
-        await self._orders.stop()
         await self._links.stop()
         await asyncio.gather(*(informer.stop() for informer in self._informers.values()))
         self._view.close()
         if self._channel is not None:
             await self._channel.close(None)
+        await self._state.close()
 
     # ---- facts ----
 
     def _observe(self, fact: dict[str, Any]) -> None:
         self.brain.observe(fact)
+
+    def _gateway_changed(self, event: str, obj: Object[Gateway]) -> None:
+        """The object of a gateway lives as long as its leases may: both are over."""
+        if event == DELETED:
+            self.brain.replace(obj.spec.gateway_id)
 
     def _tenant(self, event: str, obj: Object[Any]) -> None:
         self._observe(facts.tenant_fact(obj, gone=event == DELETED))
@@ -120,6 +172,7 @@ class Scheduler:
         if event == DELETED:
             self._learned.pop(obj.key, None)
             self._observe(facts.function_gone(obj))
+            self._orders.remove_snapshots(obj.key)
             return
         policy = resolve_policy(obj, self._informers["funcpolicy"].get)
         self._observe(facts.function_fact(obj, policy))
@@ -143,11 +196,15 @@ class Scheduler:
             obj_type="function", tenant=tenant, namespace=namespace, name=name
         )
         try:
-            answer = await client.call(self._state.Get, request, 5.0)
+            answer = await self._state.objects.call("Get", request)
         except NotFound as error:
             raise FunctionNotFound(f"no function {tenant}/{namespace}/{name}") from error
         self._learned[key] = convert.from_proto(answer.obj)
         self._function_changed("learned", self._learned[key])
+
+    def _start_of(self, pod_id: str, start: str) -> str:
+        """The core knows of starts and resumes; the agent decides whether one has a snapshot."""
+        return "snapshot" if start == "cold" and pod_id in self._orders.from_snapshot else start
 
     def _address_of(self, pod_id: str) -> tuple[str, int]:
         found = self._orders.addresses.get(pod_id)
@@ -161,14 +218,20 @@ class Scheduler:
 
     def _stale(self, error: InferxError) -> None:
         if not self.failed.done():
-            self.failed.set_result(StaleEpoch(f"another scheduler leads: {error.message}"))
+            self.failed.set_result(StaleEpoch(f"this scheduler leads no longer: {error.message}"))
 
 
-async def run(config: NodeConfig, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set; raises StaleEpoch when another scheduler has taken over."""
+async def run(config: NodeConfig, stop: asyncio.Event, probes: Health) -> None:
+    """Serve until `stop` is set; raises StaleEpoch when this scheduler leads no longer."""
     scheduler = Scheduler(config)
+    probes.ready_when(scheduler.waits_for)
+
+    async def start() -> None:
+        await scheduler.start()
+        await scheduler.lead()
+
     stopped = asyncio.create_task(stop.wait())
-    starting = asyncio.create_task(scheduler.start())
+    starting = asyncio.create_task(start())
     try:
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():

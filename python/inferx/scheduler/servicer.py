@@ -13,29 +13,45 @@ from typing import Any
 
 from inferx import telemetry
 from inferx.domain.meta import Key, check_name
-from inferx.errors import BadRequest, InferxError, NotFound, StaleLease
+from inferx.errors import BadRequest, InferxError, NotFound, StaleLease, Unavailable
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc import na_pb2_grpc
 from inferx.scheduler import metrics
 from inferx.scheduler.brain import LEASE_TTL_MS, Brain, Granted, Wish
+from inferx.scheduler.leader import Leadership
 
 _log = logging.getLogger(__name__)
 
 AddressOf = Callable[[str], tuple[str, int]]
+StartOf = Callable[[str, str], str]
 Learn = Callable[[Key], Awaitable[None]]
 
 
 class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
-    """`address_of` finds a pod's address; `learn` reads a function that is not known yet."""
+    """`address_of` finds a pod's address; `learn` reads a function that is not known yet;
+    `start_of` refines how a granted pod was started.
 
-    def __init__(self, brain: Brain, epoch: int, address_of: AddressOf, learn: Learn) -> None:
+    Answers only while this process leads and its core is `ready`, that is filled.
+    """
+
+    def __init__(
+        self,
+        brain: Brain,
+        leadership: Leadership,
+        address_of: AddressOf,
+        learn: Learn,
+        start_of: StartOf,
+    ) -> None:
+        self.ready = False
         self._brain = brain
-        self._epoch = epoch
+        self._leadership = leadership
         self._address_of = address_of
         self._learn = learn
+        self._start_of = start_of
 
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
         """A gateway says which leases it holds; those that it must drop are named."""
+        self._require()
         for gone in request.replaces:
             self._brain.replace(gone)
         self._brain.connect(request.gateway_id)
@@ -46,16 +62,23 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
                 request.gateway_id, _lease_id(worker.lease_id), worker.id, worker.slots
             )
         ]
+        self._brain.heard(request.gateway_id)
         _log.info(
             "gateway %d announced %d leases, %d rejected",
             request.gateway_id,
             len(request.workers),
             len(rejected),
         )
-        return pb.ConnectResp(rejected_lease_ids=rejected, epoch=self._epoch)
+        return pb.ConnectResp(rejected_lease_ids=rejected, epoch=self._leadership.epoch)
+
+    def _require(self) -> None:
+        self._leadership.require()
+        if not self.ready:
+            raise Unavailable("this scheduler is taking over", retry_after_ms=100)
 
     async def LeaseWorker(self, request: pb.LeaseWorkerReq, context: Any) -> pb.LeaseWorkerResp:
         """Slots of a worker, after a start if need be; answers by the deadline."""
+        self._require()
         key = _key(request)
         begun = time.monotonic()
         with telemetry.bind(request_id=request.request_id):
@@ -70,6 +93,7 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
                         request_id=request.request_id,
                         slots=request.slots,
                         wait_ms=request.deadline_ms,
+                        consumer=request.consumer_tenant,
                     )
                 )
             except InferxError as error:
@@ -78,7 +102,9 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
                 raise
             if context.cancelled():
                 self._brain.give_back(granted.lease_id)
-        metrics.granted(granted.start, time.monotonic() - begun)
+        self._leadership.require()  # the lead may have ended while the call waited
+        start = self._start_of(granted.pod_id, granted.start)
+        metrics.granted(start, time.monotonic() - begun)
         return self._answer(granted)
 
     def _answer(self, granted: Granted) -> pb.LeaseWorkerResp:
@@ -95,14 +121,15 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
             hostipaddr=address,
             hostport=port,
             lease_id=str(granted.lease_id),
-            epoch=self._epoch,
+            epoch=self._leadership.epoch,
             slots=granted.slots,
-            start=granted.start,
+            start=self._start_of(granted.pod_id, granted.start),
             expires_ms=LEASE_TTL_MS,
         )
 
     async def ReturnWorker(self, request: pb.ReturnWorkerReq, context: Any) -> pb.ReturnWorkerResp:
         """Ends a lease; `StaleLease` when it is not live."""
+        self._require()
         if not self._brain.give_back(_lease_id(request.lease_id), ok=not request.failworker):
             raise StaleLease(f"lease {request.lease_id} of pod {request.id} is not live")
         return pb.ReturnWorkerResp()
@@ -110,13 +137,21 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
     async def RefreshGateway(
         self, request: pb.RefreshGatewayReq, context: Any
     ) -> pb.RefreshGatewayResp:
-        """A heartbeat; `NotFound` asks a gateway to announce its leases."""
+        """A heartbeat for all leases of a gateway at once, which names those that have ended;
+        `NotFound` asks it to announce itself."""
+        self._require()
         if not self._brain.refresh(request.gateway_id):
             raise NotFound(f"gateway {request.gateway_id} is not connected; announce its leases")
-        return pb.RefreshGatewayResp()
+        gateway_id = request.gateway_id
+        holds = self._brain.holds
+        ended = [one for one in request.lease_ids if not holds(gateway_id, _lease_id(one))]
+        if not ended:  # otherwise it announces everything now
+            self._brain.heard(gateway_id)
+        return pb.RefreshGatewayResp(ended_lease_ids=ended)
 
     async def KillPod(self, request: pb.KillPodReq, context: Any) -> pb.KillPodResp:
         """Ends a pod, whatever it does."""
+        self._require()
         ended = self._brain.kill(request.id)
         if ended is None:
             return pb.KillPodResp(status=pb.NOT_FOUND)

@@ -96,6 +96,10 @@ class Informer:
         for obj in self.list():
             self._call(callback, ADDED, obj)
 
+    def unsubscribe(self, callback: Callback) -> None:
+        """Call it no longer."""
+        self._callbacks.remove(callback)
+
     def _call(self, callback: Callback, event: str, obj: Object[Any]) -> None:
         try:
             callback(event, obj)

@@ -17,6 +17,7 @@ from inferx.rpc import convert, ixmeta_pb2
 from inferx.store.protocol import At, Delete, Entry, Guard, GuardFailed, Put, Store
 from inferx.store.select import Selector
 
+_CLUSTER = ("node", "gateway")
 ADDED = ixmeta_pb2.ADDED
 MODIFIED = ixmeta_pb2.MODIFIED
 DELETED = ixmeta_pb2.DELETED
@@ -54,18 +55,18 @@ class ObjectStore:
         self._root = f"{prefix.rstrip('/')}/registry/"
 
     def key(self, kind: str, key: Key) -> str:
-        """Where an object lives; nodes belong to no tenant."""
+        """Where an object lives; nodes and gateways belong to no tenant."""
         tenant, namespace, name = key
         return (
-            f"{self._root}node/{name}"
-            if kind == "node"
+            f"{self._root}{kind}/{name}"
+            if kind in _CLUSTER
             else (f"{self._root}{kind}/{tenant}/{namespace}/{name}")
         )
 
     def prefix(self, kind: str, tenant: str = "", namespace: str = "") -> str:
         """What the keys of a kind, a tenant or a namespace start with."""
         prefix = f"{self._root}{kind}/"
-        if tenant and kind != "node":
+        if tenant and kind not in _CLUSTER:
             prefix += f"{tenant}/"
             if namespace:
                 prefix += f"{namespace}/"
@@ -128,23 +129,36 @@ class ObjectStore:
                 else:
                     yield Change(ADDED if new else MODIFIED, now)
 
-    async def create(self, manifest: dict[str, Any], guards: Sequence[Guard] = ()) -> int:
-        """Write a new object; `AlreadyExists` when it is there, `GuardFailed` for `guards`."""
+    async def create(
+        self, manifest: dict[str, Any], guards: Sequence[Guard] = (), lease: int = 0
+    ) -> int:
+        """Write a new object; `AlreadyExists` when it is there, `GuardFailed` for `guards`.
+
+        With a `lease` the object disappears when that ends; `NotFound` when it has ended.
+        """
         key = self._key_of(manifest)
         try:
-            return await self.store.commit([At(key, 0), *guards], [Put(key, _encode(manifest))])
+            return await self.store.commit(
+                [At(key, 0), *guards], [Put(key, _encode(manifest), lease)]
+            )
         except GuardFailed:
             if await self.store.get(key) is None:
                 raise
             raise AlreadyExists(f"{_title(manifest)} exists already") from None
 
     async def update(
-        self, manifest: dict[str, Any], expect_rev: int, guards: Sequence[Guard] = ()
+        self,
+        manifest: dict[str, Any],
+        expect_rev: int,
+        guards: Sequence[Guard] = (),
+        lease: int = 0,
     ) -> int:
         """Replace an object last written at `expect_rev` (0 = whatever it is now)."""
         key = self._key_of(manifest)
         seen = await self._expected(key, _title(manifest), expect_rev)
-        return await self.store.commit([At(key, seen), *guards], [Put(key, _encode(manifest))])
+        return await self.store.commit(
+            [At(key, seen), *guards], [Put(key, _encode(manifest), lease)]
+        )
 
     async def delete(
         self, kind: str, key: Key, expect_rev: int, guards: Sequence[Guard] = ()

@@ -20,7 +20,7 @@ from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
 
 # Of the configuration's runtimes, those that the node agent has.
-AVAILABLE_RUNTIMES = ("process",)
+AVAILABLE_RUNTIMES = ("process", "runc")
 
 
 @click.command()
@@ -44,14 +44,14 @@ AVAILABLE_RUNTIMES = ("process",)
     type=click.Choice(AVAILABLE_RUNTIMES),
     default="process",
     show_default=True,
-    help="How workers are run.",
+    help="How workers are run: as processes, or in containers of runc (needs root).",
 )
 @click.option(
     "--idle-park-ms",
     type=click.IntRange(min=0),
-    default=5000,
-    show_default=True,
-    help="An idle worker gives its GPU back after this time.",
+    default=None,
+    help="An idle worker gives its GPU back after this time; without it what is known of each "
+    "function's calls decides.",
 )
 @click.option(
     "--log-level",
@@ -62,15 +62,17 @@ AVAILABLE_RUNTIMES = ("process",)
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
+@click.option("--auth", is_flag=True, help="Ask callers for a key; see .inferx/admin-key.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the logs of the services here, too.")
 def up(
     directory: Path,
     port: int,
     gpus: str,
     runtime: str,
-    idle_park_ms: int,
+    idle_park_ms: int | None,
     log_level: str,
     log_format: str,
+    auth: bool,
     verbose: bool,
 ) -> None:
     """Run the whole platform on this machine until Ctrl-C.
@@ -79,7 +81,7 @@ def up(
     they fail, and stops all of them and every worker at the end. Objects are kept in --dir.
     """
     settings = Settings(
-        directory, port, gpus, runtime, idle_park_ms, log_level, log_format, verbose
+        directory, port, gpus, runtime, idle_park_ms, log_level, log_format, verbose, auth
     )
     supervisor.run(settings, lambda line: click.echo(f"inferx: {line}", err=True))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,6 +49,15 @@ class Folder:
     def write_config(self, document: dict[str, Any]) -> None:
         """Replaces the configuration."""
         _write(self.config_file, document)
+
+    def admin_key(self) -> tuple[Path, str]:
+        """The file with this platform's first key, and the key; made when it is not there."""
+        file = self.path / "admin-key"
+        if not file.exists():
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "w") as out:
+                out.write(f"admin-{secrets.token_hex(32)}")
+        return file, file.read_text().strip()
 
     def rotate_logs(self) -> None:
         """Keeps the logs of the run before under `.1`."""

@@ -26,10 +26,11 @@ class Settings:
     port: int
     gpus: str
     runtime: str
-    idle_park_ms: int
+    idle_park_ms: int | None
     log_level: str
     log_format: str
     verbose: bool
+    auth: bool = False
 
 
 def simulated_gpus(text: str) -> tuple[int, int] | None:
@@ -79,10 +80,15 @@ def node_document(settings: Settings, directory: Path, ports: list[int]) -> dict
         "stateSvcAddrs": [f"{LOOPBACK}:{state}"],
         "schedulerAddr": f"{LOOPBACK}:{scheduler}",
         "runtime": settings.runtime,
-        "idleParkMs": settings.idle_park_ms,
+        # There is no standby here; a state service that is being restarted must not end the lead.
+        "leaderLeaseMs": 10_000,
         "logLevel": settings.log_level,
         "logFormat": settings.log_format,
     }
+    if settings.idle_park_ms is not None:
+        document["idleParkMs"] = settings.idle_park_ms
+    if settings.auth:
+        document["auth"] = {"enable": True}
     chosen = simulated_gpus(settings.gpus)
     if chosen is not None:
         document["simulatedGPUs"] = [{"type": "Simulated", "count": chosen[0], "vramMB": chosen[1]}]

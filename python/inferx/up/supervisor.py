@@ -28,6 +28,7 @@ SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
 # Calls end first, then nothing new is decided, then the workers end, and the store is last.
 STOP_ORDER = ("gateway", "scheduler", "nodeagent", "statesvc")
 STOP_SECONDS = {"gateway": 35.0, "scheduler": 5.0, "nodeagent": 25.0, "statesvc": 5.0}
+ADMIN_KEY = "INFERX_ADMIN_APIKEY"
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.03
 ECHO_SECONDS = 0.2
@@ -50,6 +51,7 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
+        self._admin_key = ""
         self._url = f"http://{ports.LOOPBACK}:{settings.port}"
 
     async def run(self) -> None:
@@ -80,16 +82,31 @@ class Supervisor:
             environment.pop(name, None)
         # Workers are kept when the agent is started again, and end only with the platform.
         environment["INFERX_STOP_PODS"] = "1"
+        self._admin_key = self._find_admin_key(folder, environment)
         for name in SERVICES:
             self._children[name] = Child(
                 name=name,
                 command=service_command(name, folder.config_file),
-                environment=environment,
+                environment=self._environment_of(name, environment),
                 log=folder.log_file(name),
                 stop_seconds=STOP_SECONDS[name],
                 say=self._say,
                 on_start=lambda: self._record(folder),
             )
+
+    def _find_admin_key(self, folder: Folder, environment: dict[str, str]) -> str:
+        """The first key of a platform that asks for keys: given, or made once and kept."""
+        given = environment.pop(ADMIN_KEY, "")
+        if given or not self._settings.auth:
+            return given
+        path, key = folder.admin_key()
+        self._say(f"callers need a key; the first one is in {path}")
+        return key
+
+    def _environment_of(self, name: str, environment: dict[str, str]) -> dict[str, str]:
+        """Only the gateway is told the admin's key."""
+        told = {ADMIN_KEY: self._admin_key} if name == "gateway" and self._admin_key else {}
+        return {**environment, **told}
 
     def _record(self, folder: Folder) -> None:
         running = {n: c for n, c in self._children.items() if c.process is not None}
@@ -186,7 +203,10 @@ class Supervisor:
         """Waits until the gateway is ready and knows a node that is."""
         deadline = time.monotonic() + READY_SECONDS
         said, answer = False, "no answer yet"
-        async with httpx.AsyncClient(base_url=self._url, timeout=5.0, trust_env=False) as client:
+        headers = {"Authorization": f"Bearer {self._admin_key}"} if self._admin_key else {}
+        async with httpx.AsyncClient(
+            base_url=self._url, timeout=5.0, trust_env=False, headers=headers
+        ) as client:
             while time.monotonic() < deadline:
                 try:
                     response = await client.get("/nodes/" if said else "/readyz")
@@ -225,11 +245,30 @@ class Supervisor:
         for name in STOP_ORDER:
             if name in self._children:
                 await self._children[name].stop()
+                if name == "nodeagent":
+                    await self._end_workers(self._children[name])
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if running:
             self._say("stopped")
+
+    async def _end_workers(self, agent: Child) -> None:
+        """Ends the workers of an agent that could not do so: killed, or stopped while it started.
+
+        It is known by its exit status; another agent is run for it, which adopts and ends them.
+        """
+        if agent.process is None or agent.process.returncode == 0:
+            return
+        agent.environment["INFERX_STOP_PODS"] = "now"
+        await agent.spawn()
+        try:
+            await asyncio.wait_for(agent.process.wait(), STOP_SECONDS["nodeagent"])
+        except TimeoutError:
+            agent.kill()
+            await agent.process.wait()
+        if agent.process.returncode != 0:
+            self._say(f"workers may be left running; the end of {agent.log}:\n{agent.tail()}")
 
 
 def _has_ready_node(response: httpx.Response) -> bool:

@@ -1,15 +1,91 @@
 //! Gateways as the core knows them: heartbeats, and leases announced after a scheduler restart.
 //! It must never hand out slots; an announced lease only confirms what a gateway holds already.
 
+use std::collections::BTreeSet;
+
 use super::Core;
+use super::model::PodIx;
 use super::timers::Timer;
 use crate::lease::{Lease, LeaseId};
 use crate::pod::{Event, State};
 
+/// The roll call of gateways: pods that were adopted are free for everybody as soon as each gateway
+/// that might hold a lease on one has said what it holds, not only when old leases have run out.
+#[derive(Debug, Default)]
+pub(super) struct Roll {
+    /// The caller knows every gateway; otherwise only time frees adopted pods.
+    complete: bool,
+    /// Gateways of a former scheduler that have not connected to this one.
+    strangers: BTreeSet<i64>,
+    /// Gateways that have not told their leases since a pod was adopted.
+    unheard: BTreeSet<i64>,
+}
+
+impl Roll {
+    /// Whether a pod that is adopted now may be in somebody's hands.
+    pub(super) fn doubts(&mut self, gateways: impl Iterator<Item = i64>) -> bool {
+        self.unheard.extend(gateways);
+        !self.complete || !self.unheard.is_empty()
+    }
+}
+
 impl Core {
+    /// A new leader names all gateways that may hold leases of its predecessor.
+    pub fn expect(&mut self, now_ms: u64, gateways: &[i64]) {
+        self.roll.complete = true;
+        for gateway in gateways {
+            self.touch_gateway(now_ms, *gateway);
+            self.roll.strangers.insert(*gateway);
+            self.roll.unheard.insert(*gateway);
+        }
+    }
+
     /// A gateway says hello; its leases live as long as it keeps doing so.
     pub fn connect(&mut self, now_ms: u64, gateway: i64) {
         self.touch_gateway(now_ms, gateway);
+        self.roll.strangers.remove(&gateway);
+    }
+
+    /// A gateway has told every lease that it holds.
+    pub fn heard(&mut self, now_ms: u64, gateway: i64) {
+        if self.roll.unheard.remove(&gateway) {
+            self.release_confirmed(now_ms);
+            self.settle(now_ms);
+        }
+    }
+
+    /// Whether this lease is live and the gateway's.
+    pub fn holds(&self, gateway: i64, lease_id: u64) -> bool {
+        let found = self.leases.resolve(lease_id);
+        found.is_some_and(|id| self.leases.get(id).is_some_and(|it| it.gateway == gateway))
+    }
+
+    /// Nobody is left who could speak up for an adopted pod: what is not leased is free.
+    fn release_confirmed(&mut self, now_ms: u64) {
+        if !self.roll.complete || !self.roll.unheard.is_empty() {
+            return;
+        }
+        let held = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.held_until_ms.is_some());
+        let held: Vec<PodIx> = held.map(|(ix, _)| *ix).collect();
+        for ix in held {
+            self.release_held(now_ms, ix);
+        }
+    }
+
+    /// An adopted pod is like any other from now on.
+    pub(super) fn release_held(&mut self, now_ms: u64, ix: PodIx) {
+        let pod = self.pod_mut(ix);
+        pod.held_until_ms = None;
+        let func = pod.func;
+        self.dirty.insert(func);
+        self.capacity_changed = true;
+        self.retire_unwanted(now_ms, ix);
+        if self.pods.contains_key(&ix) {
+            self.arm_idle(now_ms, ix);
+        }
     }
 
     /// The process of a gateway is gone and nothing of it is in flight: its leases end at once.
@@ -21,7 +97,8 @@ impl Core {
     /// A heartbeat. False for a gateway that is not known (any more): it has to announce its
     /// leases.
     pub fn refresh(&mut self, now_ms: u64, gateway: i64) -> bool {
-        let known = self.gateways.contains_key(&gateway);
+        let stranger = self.roll.strangers.contains(&gateway);
+        let known = self.gateways.contains_key(&gateway) && !stranger;
         if known {
             self.touch_gateway(now_ms, gateway);
         }
@@ -56,13 +133,16 @@ impl Core {
         let func = pod.func;
         if pod.leased == 0 {
             self.apply(now_ms, ix, Event::Lease);
+            self.pod_mut(ix).busy_since_ms = now_ms;
         }
+        let consumer = self.visit_begins(now_ms, func, "");
         let pod = self.pod_mut(ix);
         pod.leased += slots;
         pod.used_ms = now_ms;
         let request_id = String::new();
         let id: LeaseId = self.leases.insert(Lease {
             gateway,
+            consumer,
             request_id,
             func,
             pod: ix,
@@ -94,6 +174,8 @@ impl Core {
 
     fn end_gateway(&mut self, now_ms: u64, gateway: i64) {
         self.gateways.remove(&gateway);
+        self.roll.strangers.remove(&gateway);
+        self.heard(now_ms, gateway);
         for id in self.leases.of_gateway(gateway) {
             self.counters.leases_expired += 1;
             self.end_lease(now_ms, id);

@@ -42,18 +42,18 @@ impl Core {
                 ready,
                 capacity,
             } => {
-                self.node(name, boot_id, ready, capacity);
+                self.node(now_ms, name, boot_id, ready, capacity);
             }
-            Fact::NodeLost { name } => self.node_lost(&name),
+            Fact::NodeLost { name } => self.node_lost(now_ms, &name),
             Fact::NodeGone { name } => {
-                self.node_lost(&name);
+                self.node_lost(now_ms, &name);
                 if let Some(id) = self.node_ids.remove(&name) {
                     self.nodes.remove(&id);
                     self.pods_on.remove(&id);
                 }
             }
             Fact::Pod(fact) => self.pod_fact(now_ms, fact),
-            Fact::PodGone { pod_id } => self.pod_gone(&pod_id),
+            Fact::PodGone { pod_id } => self.pod_gone(now_ms, &pod_id),
             Fact::StartResult(outcome) => self.start_result(now_ms, outcome),
             Fact::ParkResult(outcome) => self.park_result(now_ms, outcome),
             Fact::TerminateResult(outcome) => self.terminate_result(now_ms, outcome),
@@ -114,7 +114,7 @@ impl Core {
         let function = self.functions.get_mut(&func).expect("indexed");
         function.present = false;
         let why = format!("the function {} was deleted", key.name);
-        self.refuse_all(func, &Refusal::new("function_not_found", why));
+        self.refuse_all(now_ms, func, &Refusal::new("function_not_found", why));
         for ix in self.pods_of(func) {
             if self.pod(ix).state.is_live() {
                 self.terminate(now_ms, ix);
@@ -143,14 +143,14 @@ impl Core {
             let key = self.functions[&func].key.clone();
             if self.is_disabled(&key) {
                 let why = format!("the tenant or namespace of {} is disabled", key.name);
-                self.refuse_all(func, &Refusal::new("disabled", why));
+                self.refuse_all(now_ms, func, &Refusal::new("disabled", why));
             }
             self.retire_all_unwanted(now_ms, func);
             self.dirty.insert(func);
         }
     }
 
-    fn node(&mut self, name: String, boot_id: String, ready: bool, has: Capacity) {
+    fn node(&mut self, now_ms: u64, name: String, boot_id: String, ready: bool, has: Capacity) {
         self.capacity_changed = true;
         let Some(id) = self.node_ids.get(&name).copied() else {
             self.node_counter += 1;
@@ -169,7 +169,7 @@ impl Core {
             return;
         };
         if self.nodes[&id].boot_id != boot_id {
-            self.node_lost(&name);
+            self.node_lost(now_ms, &name);
         }
         let node = self.nodes.get_mut(&id).expect("indexed");
         node.boot_id = boot_id;
@@ -180,7 +180,7 @@ impl Core {
 
     /// The pods of a lost node are gone as far as anybody can tell; should it come back with them,
     /// they are adopted like those of a former scheduler process.
-    fn node_lost(&mut self, name: &str) {
+    fn node_lost(&mut self, now_ms: u64, name: &str) {
         let Some(id) = self.node_ids.get(name).copied() else {
             return;
         };
@@ -197,7 +197,7 @@ impl Core {
             (pod.victims, pod.makes_room_for, pod.lent) = Default::default();
         }
         for ix in pods {
-            self.remove_pod(ix, false);
+            self.remove_pod(now_ms, ix, false);
         }
     }
 }

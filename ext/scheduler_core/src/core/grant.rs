@@ -5,6 +5,7 @@ use super::Core;
 use super::messages::{Answer, Ask, Effect, Grant, Refusal};
 use super::model::{FuncId, FuncKey, Pod, PodIx, StartKind};
 use super::timers::Timer;
+use crate::keepalive::TenantIx;
 use crate::lease::{Lease, LeaseId};
 use crate::pod::{Event, State};
 use crate::queue::{Ticket, TicketId};
@@ -43,7 +44,8 @@ impl Core {
             let slots = self
                 .slots_for(func, ask.slots)
                 .min(self.pod(pod).free_slots());
-            let grant = self.grant(now_ms, pod, ask.gateway, ask.request_id, slots);
+            let consumer = self.visit_begins(now_ms, func, &ask.consumer);
+            let grant = self.grant(now_ms, pod, ask.gateway, consumer, ask.request_id, slots);
             self.counters.grants_warm += 1;
             return Answer::Leased(grant);
         }
@@ -56,9 +58,11 @@ impl Core {
         } else {
             ask.deadline_ms
         };
+        let consumer = self.visit_begins(now_ms, func, &ask.consumer);
         let id = self.tickets.push(Ticket {
             func,
             gateway: ask.gateway,
+            consumer,
             request_id: ask.request_id,
             slots: ask.slots,
             queued_ms: now_ms,
@@ -94,6 +98,7 @@ impl Core {
         let Some(taken) = self.take_ticket(ticket) else {
             return false;
         };
+        self.visit_ends(now_ms, taken.func, taken.consumer);
         self.dirty.insert(taken.func);
         self.settle(now_ms);
         true
@@ -218,7 +223,15 @@ impl Core {
                 pod if pod.ready_ms >= ticket.queued_ms => pod.start,
                 _ => StartKind::Warm,
             };
-            let grant = self.grant(now_ms, pod, ticket.gateway, ticket.request_id, slots);
+            let consumer = ticket.consumer;
+            let grant = self.grant(
+                now_ms,
+                pod,
+                ticket.gateway,
+                consumer,
+                ticket.request_id,
+                slots,
+            );
             self.counters.grants_waited += 1;
             self.effects.push(Effect::Grant {
                 ticket: id,
@@ -239,11 +252,13 @@ impl Core {
         now_ms: u64,
         ix: PodIx,
         gateway: i64,
+        consumer: TenantIx,
         request_id: String,
         slots: u32,
     ) -> Grant {
         if self.pod(ix).leased == 0 {
             self.apply(now_ms, ix, Event::Lease);
+            self.pod_mut(ix).busy_since_ms = now_ms;
         }
         let pod = self.pod_mut(ix);
         pod.leased += slots;
@@ -251,6 +266,7 @@ impl Core {
         let (func, pod_id) = (pod.func, pod.id.clone());
         let lease = self.leases.insert(Lease {
             gateway,
+            consumer,
             request_id,
             func,
             pod: ix,
@@ -278,7 +294,12 @@ impl Core {
             .checked_sub(lease.slots)
             .expect("more slots back than leased");
         pod.used_ms = now_ms;
-        if pod.leased == 0 && pod.state == State::Working {
+        if pod.leased == 0 {
+            pod.busy_ms += now_ms.saturating_sub(pod.busy_since_ms);
+        }
+        let idle = pod.leased == 0 && pod.state == State::Working;
+        self.visit_ends(now_ms, lease.func, lease.consumer);
+        if idle {
             self.apply(now_ms, ix, Event::GiveBack);
             self.retire_unwanted(now_ms, ix);
         }
@@ -291,7 +312,7 @@ impl Core {
         {
             // An idle pod may now make room for others, and is parked when nobody wants it.
             self.capacity_changed = true;
-            self.arm_pod(ix, now_ms + self.config.idle_park_ms);
+            self.arm_idle(now_ms, ix);
         }
     }
 
@@ -301,8 +322,9 @@ impl Core {
         Some(ticket)
     }
 
-    pub(super) fn refuse(&mut self, id: TicketId, refusal: Refusal) {
-        if self.take_ticket(id).is_some() {
+    pub(super) fn refuse(&mut self, now_ms: u64, id: TicketId, refusal: Refusal) {
+        if let Some(ticket) = self.take_ticket(id) {
+            self.visit_ends(now_ms, ticket.func, ticket.consumer);
             self.counters.refusals += 1;
             self.effects.push(Effect::Refuse {
                 ticket: id,
@@ -311,9 +333,9 @@ impl Core {
         }
     }
 
-    pub(super) fn refuse_all(&mut self, func: FuncId, refusal: &Refusal) {
+    pub(super) fn refuse_all(&mut self, now_ms: u64, func: FuncId, refusal: &Refusal) {
         while let Some(id) = self.tickets.oldest(func) {
-            self.refuse(id, refusal.clone());
+            self.refuse(now_ms, id, refusal.clone());
         }
     }
 }

@@ -18,12 +18,14 @@ impl Core {
             self.pod_mut(victim).makes_room_for = None;
             match self.pod(victim).op {
                 Some(Op::Park) => self.set_parked(now_ms, victim),
-                _ => self.remove_pod(victim, true),
+                _ => self.remove_pod(now_ms, victim, true),
             }
         }
         self.walk_to_idle(now_ms, ix);
+        self.learn_start(now_ms, ix);
         let pod = self.pod_mut(ix);
         pod.op = None;
+        pod.resident = false;
         (pod.ready_ms, pod.used_ms) = (now_ms, now_ms);
         let (func, node) = (pod.func, pod.node);
         self.drop_image(ix);
@@ -90,11 +92,13 @@ impl Core {
         self.capacity_changed = true;
         self.dirty.insert(func);
         self.retire_unwanted(now_ms, ix);
+        self.plan_prewarm(now_ms, func);
     }
 
     /// Moves an idle pod towards standby; it takes the cache memory for its image at once.
     pub(super) fn begin_park(&mut self, now_ms: u64, ix: PodIx) {
         self.apply(now_ms, ix, Event::Park);
+        self.charge(now_ms, ix);
         let pod = self.pods.get_mut(&ix).expect("a pod that is gone");
         (pod.op, pod.ordered) = (Some(Op::Park), true);
         pod.parking_seen = false;
@@ -112,7 +116,8 @@ impl Core {
     /// Starts the end of a pod; its leases end with it.
     pub(super) fn begin_terminate(&mut self, now_ms: u64, ix: PodIx) {
         self.apply(now_ms, ix, Event::Terminate);
-        self.end_leases_of(ix);
+        self.end_leases_of(now_ms, ix);
+        self.charge(now_ms, ix);
         let pod = self.pod_mut(ix);
         (pod.op, pod.ordered) = (Some(Op::Terminate), true);
         pod.held_until_ms = None;
@@ -220,15 +225,16 @@ impl Core {
         let pods: Vec<PodIx> = self.functions[&func].pods.iter().copied().collect();
         for ix in pods {
             if self.pod(ix).state == State::Idle {
-                let at_ms = self.pod(ix).used_ms + self.config.idle_park_ms;
-                self.arm_pod(ix, at_ms.max(now_ms));
+                self.arm_idle(now_ms, ix);
             }
         }
     }
 
-    pub(super) fn end_leases_of(&mut self, ix: PodIx) {
+    pub(super) fn end_leases_of(&mut self, now_ms: u64, ix: PodIx) {
         for id in self.leases.of_pod(ix) {
-            self.leases.remove(id);
+            if let Some(lease) = self.leases.remove(id) {
+                self.visit_ends(now_ms, lease.func, lease.consumer);
+            }
         }
         self.pod_mut(ix).leased = 0;
     }
@@ -256,10 +262,10 @@ impl Core {
 
     /// Forgets a pod that no longer exists and frees what it held. What pods that were to make room
     /// for it had passed on goes back to them, because they are still there.
-    pub(super) fn remove_pod(&mut self, ix: PodIx, tombstone: bool) {
+    pub(super) fn remove_pod(&mut self, now_ms: u64, ix: PodIx, tombstone: bool) {
         self.order_victims(ix);
         self.leave_starter(ix);
-        self.end_leases_of(ix);
+        self.end_leases_of(now_ms, ix);
         let pod = self.pods.remove(&ix).expect("a pod is removed once");
         let node = self.nodes.get_mut(&pod.node).expect("a node that is gone");
         node.ledger.release(&pod.held);

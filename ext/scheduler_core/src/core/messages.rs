@@ -39,6 +39,8 @@ impl Refusal {
 pub struct Ask {
     pub key: FuncKey,
     pub gateway: i64,
+    /// Who calls, where the gateway knows; empty = the function's own tenant.
+    pub consumer: String,
     /// With `gateway` the idempotency key; empty = none.
     pub request_id: String,
     /// 0 = all slots of one pod.

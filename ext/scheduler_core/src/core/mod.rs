@@ -15,6 +15,7 @@ mod start;
 mod tick;
 pub mod timers;
 pub mod view;
+mod warmth;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,7 @@ use crate::queue::Tickets;
 use messages::{Effect, PodRef};
 use model::{Config, FuncId, FuncKey, Function, Pod, PodIx, Tenant};
 use timers::{Timer, Timers};
+use warmth::Warmth;
 
 /// Deeds counted since the start of the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,7 @@ pub struct Counters {
     pub starts_cold: u64,
     pub starts_resume: u64,
     pub starts_failed: u64,
+    pub prewarms: u64,
     pub parks: u64,
     pub terminations: u64,
     pub grants_warm: u64,
@@ -66,7 +69,10 @@ pub struct Core {
     leases: Leases,
     tickets: Tickets,
     gateways: BTreeMap<i64, u64>,
+    /// Who speaks for the gateways of a former scheduler; see `announce.rs`.
+    roll: announce::Roll,
     timers: Timers,
+    warmth: Warmth,
     /// Functions to look at before the verb returns.
     dirty: BTreeSet<FuncId>,
     /// Functions that want more than they have; looked at again when resources may be free.
@@ -82,6 +88,7 @@ impl Core {
     /// An empty core.
     pub fn new(config: Config) -> Core {
         let leases = Leases::new(&config.pod_id_prefix);
+        let warmth = Warmth::new(&config);
         Core {
             config,
             pod_counter: 0,
@@ -102,7 +109,9 @@ impl Core {
             leases,
             tickets: Tickets::default(),
             gateways: BTreeMap::new(),
+            roll: announce::Roll::default(),
             timers: Timers::default(),
+            warmth,
             dirty: BTreeSet::new(),
             unmet: BTreeSet::new(),
             capacity_changed: false,
@@ -124,6 +133,7 @@ impl Core {
             if std::mem::take(&mut self.capacity_changed) {
                 self.dirty.extend(self.unmet.iter().copied());
             }
+            self.heed_forecasts(now_ms);
             if self.dirty.is_empty() {
                 let nodes = &self.nodes;
                 self.overfull.retain(|id| {
@@ -204,6 +214,11 @@ impl Core {
             surplus: false,
             waiting_for: None,
             learned: false,
+            took: model::StartTimes::default(),
+            warm: None,
+            visits: Vec::new(),
+            visits_due_ms: None,
+            prewarm_ms: None,
         };
         self.functions.insert(id, function);
         id
@@ -216,7 +231,8 @@ impl Core {
         };
         if !function.present && function.pods.is_empty() && self.tickets.waiting(func) == 0 {
             self.func_ids.remove(&function.key);
-            self.functions.remove(&func);
+            let function = self.functions.remove(&func).expect("just found");
+            self.warmth.forget(&function);
             self.dirty.remove(&func);
             self.unmet.remove(&func);
         }

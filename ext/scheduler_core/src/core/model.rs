@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::messages::Refusal;
+use crate::keepalive::{Adaptive, FunctionIx, TenantIx};
 use crate::nodes::{GpuRequest, Holding, NodeId, Request};
 use crate::pod::State;
 
@@ -29,8 +30,19 @@ pub struct FuncKey {
 pub struct Config {
     /// First part of every pod id, different for each scheduler process.
     pub pod_id_prefix: String,
-    /// An idle pod is parked this long after its last lease came back.
-    pub idle_park_ms: u64,
+    /// An idle pod is parked this long after its last lease came back; `None` = the keep-alive
+    /// policy says when, for each function from what it saw of its calls.
+    pub idle_park_ms: Option<u64>,
+    /// Share of held GPU time that the keep-alive policy lets be busy, above 0 and below 1: more
+    /// parks earlier, less keeps more warm.
+    pub busy_share: f64,
+    /// A pod that became ready less than this ago makes room for nobody: two functions that want
+    /// one place swap it at most once in this time.
+    pub residence_min_ms: u64,
+    /// Leases of one caller that follow each other within this time count as one visit.
+    pub visit_gap_ms: u64,
+    /// A ticket that waited this long asks for another replica whatever the wait ratio says.
+    pub patience_ms: u64,
     /// Leases of a gateway that is silent for this long end.
     pub lease_ttl_ms: u64,
     /// Pods found ready at a start of the scheduler wait this long for their gateway to speak up.
@@ -45,7 +57,11 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             pod_id_prefix: String::new(),
-            idle_park_ms: 5_000,
+            idle_park_ms: None,
+            busy_share: Adaptive::DEFAULT_BUSY_SHARE,
+            residence_min_ms: 1_000,
+            visit_gap_ms: 250,
+            patience_ms: 1_000,
             lease_ttl_ms: 15_000,
             takeover_ms: 3_000,
             backoff_ms: 1_000,
@@ -79,6 +95,46 @@ pub struct Spec {
     pub contexts: u32,
     /// A standby pod keeps its GPU memory in the node's cache memory (otherwise in a file).
     pub standby_image_in_memory: bool,
+    /// How long a start is expected to take before one was seen.
+    pub expected: StartTimes,
+}
+
+/// How long the ways to start take; 0 = not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct StartTimes {
+    pub cold_ms: u64,
+    pub resume_ms: u64,
+}
+
+impl StartTimes {
+    /// What is assumed of a function that nothing is known of: a model of some GiB.
+    const ASSUMED: StartTimes = StartTimes {
+        cold_ms: 22_700,
+        resume_ms: 1_000,
+    };
+
+    /// These times where they are known, otherwise what is assumed.
+    pub fn or_assumed(self) -> StartTimes {
+        let known = |ms, assumed| if ms == 0 { assumed } else { ms };
+        StartTimes {
+            cold_ms: known(self.cold_ms, Self::ASSUMED.cold_ms),
+            resume_ms: known(self.resume_ms, Self::ASSUMED.resume_ms),
+        }
+    }
+
+    /// A start of this kind took that long: a quarter of the way towards it.
+    pub fn learn(&mut self, kind: StartKind, took_ms: u64) {
+        let time = match kind {
+            StartKind::Warm => return,
+            StartKind::Resume => &mut self.resume_ms,
+            StartKind::Cold => &mut self.cold_ms,
+        };
+        *time = match *time {
+            0 => took_ms.max(1),
+            known => ((3 * known + took_ms) / 4).max(1),
+        };
+    }
 }
 
 impl Spec {
@@ -132,6 +188,9 @@ pub struct Policy {
     pub parallel: u32,
     pub queue_len: u32,
     pub queue_timeout_ms: u64,
+    /// Another replica starts when the slots wanted exceed this part of those of the replicas that
+    /// run, in thousandths.
+    pub wait_ratio_milli: u32,
 }
 
 impl Default for Policy {
@@ -143,6 +202,7 @@ impl Default for Policy {
             parallel: 50,
             queue_len: 100,
             queue_timeout_ms: 30_000,
+            wait_ratio_milli: 100,
         }
     }
 }
@@ -201,6 +261,27 @@ pub struct Function {
     pub waiting_for: Option<Refusal>,
     /// The pod that it wants next was counted towards what is typical.
     pub learned: bool,
+    /// How long its starts took of late.
+    pub took: StartTimes,
+    /// Its number in the keep-alive policy, from its first call on.
+    pub warm: Option<FunctionIx>,
+    /// Who uses it now or did a moment ago.
+    pub visits: Vec<Visit>,
+    /// The alarm that ends visits.
+    pub visits_due_ms: Option<u64>,
+    /// When a standby is resumed ahead of need.
+    pub prewarm_ms: Option<u64>,
+}
+
+/// One caller's use of a function: leases and tickets that overlap or follow each other closely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Visit {
+    pub tenant: TenantIx,
+    /// Leases and tickets now.
+    pub open: u32,
+    /// When the last of them ended.
+    pub ended_ms: u64,
 }
 
 /// How a pod became ready for the call that waited for it.
@@ -256,6 +337,12 @@ pub struct Pod {
     pub since_ms: u64,
     pub ready_ms: u64,
     pub used_ms: u64,
+    /// Since when it takes GPU memory in its present life, and how much of that time it was leased.
+    /// It was ready for the minimum time and may make room for others.
+    pub resident: bool,
+    pub held_since_ms: Option<u64>,
+    pub busy_ms: u64,
+    pub busy_since_ms: u64,
     /// Adopted after a restart: not leased or parked before this time.
     pub held_until_ms: Option<u64>,
     /// It came from a former scheduler process.

@@ -19,7 +19,7 @@ impl Core {
 
     pub(super) fn start_result(&mut self, now_ms: u64, outcome: Outcome) {
         let Some(ix) = self.answered(&outcome, &[Op::Start, Op::Resume]) else {
-            return self.late_start_result(outcome);
+            return self.late_start_result(now_ms, outcome);
         };
         match outcome.ok {
             true => self.set_ready(now_ms, ix),
@@ -28,12 +28,12 @@ impl Core {
     }
 
     /// The start was overtaken by an order to end the pod: only "nothing is left of it" matters.
-    fn late_start_result(&mut self, outcome: Outcome) {
+    fn late_start_result(&mut self, now_ms: u64, outcome: Outcome) {
         let Some(ix) = self.pod_ids.get(&outcome.pod_id).copied() else {
             return;
         };
         if self.pod(ix).op == Some(Op::Terminate) && !outcome.ok && outcome.gone {
-            self.remove_pod(ix, true);
+            self.remove_pod(now_ms, ix, true);
         }
     }
 
@@ -60,7 +60,7 @@ impl Core {
             self.timers.set(node.retry_at_ms, Timer::Node(node_id));
         }
         match outcome.gone {
-            true => self.remove_pod(ix, true),
+            true => self.remove_pod(now_ms, ix, true),
             false => self.terminate(now_ms, ix),
         }
         self.capacity_changed = true;
@@ -72,7 +72,7 @@ impl Core {
         };
         match (outcome.ok, outcome.gone) {
             (true, _) => self.set_parked(now_ms, ix),
-            (false, true) => self.remove_pod(ix, true),
+            (false, true) => self.remove_pod(now_ms, ix, true),
             (false, false) => {
                 self.terminate(now_ms, ix);
                 self.pod_mut(ix).reason = outcome.reason;
@@ -86,7 +86,7 @@ impl Core {
             return;
         };
         if ended {
-            return self.remove_pod(ix, true);
+            return self.remove_pod(now_ms, ix, true);
         }
         let at_ms = now_ms + self.config.backoff_ms;
         let pod = self.pod_mut(ix);
@@ -130,14 +130,14 @@ impl Core {
     fn known_pod_fact(&mut self, now_ms: u64, ix: PodIx, fact: PodFact) {
         use State as S;
         if self.agent_leads(ix, fact.state) {
-            self.remove_pod(ix, false);
+            self.remove_pod(now_ms, ix, false);
             return self.adopt(now_ms, fact);
         }
         let pod = self.pod(ix);
         if fact.state.is_final() {
             // The result of a start tells more of why it failed, and it is on its way.
             if !matches!(pod.op, Some(Op::Start | Op::Resume)) {
-                self.remove_pod(ix, true);
+                self.remove_pod(now_ms, ix, true);
             }
             return;
         }
@@ -176,13 +176,13 @@ impl Core {
     }
 
     /// The agent has no such pod (any more).
-    pub(super) fn pod_gone(&mut self, pod_id: &str) {
+    pub(super) fn pod_gone(&mut self, now_ms: u64, pod_id: &str) {
         self.tombstones.remove(pod_id);
         let Some(ix) = self.pod_ids.get(pod_id).copied() else {
             return;
         };
         if !matches!(self.pod(ix).op, Some(Op::Start | Op::Resume)) {
-            self.remove_pod(ix, true);
+            self.remove_pod(now_ms, ix, true);
         }
     }
 
@@ -201,6 +201,7 @@ impl Core {
         };
         let until_ms = now_ms + self.config.takeover_ms;
         let standby = matches!(state, State::Standby | State::Parking | State::Terminating);
+        let held = !standby && self.roll.doubts(self.gateways.keys().copied());
         let pod = Pod {
             op: (state == State::Terminating).then_some(Op::Terminate),
             parked: match state {
@@ -215,7 +216,7 @@ impl Core {
             } else {
                 StartKind::Cold
             },
-            held_until_ms: (!standby).then_some(until_ms),
+            held_until_ms: held.then_some(until_ms),
             adopted: true,
             reason: fact.reason,
             ..new_pod(
@@ -243,10 +244,13 @@ impl Core {
             node.ledger.take(&extra);
         }
         self.functions.get_mut(&func).expect("just found").surplus = true;
-        self.arm_pod(ix, until_ms);
+        match !held && state == State::Idle {
+            true => self.arm_idle(now_ms, ix),
+            false => self.arm_pod(ix, until_ms),
+        }
         self.dirty.insert(func);
         self.capacity_changed = true;
-        if standby {
+        if !held {
             self.retire_unwanted(now_ms, ix);
         }
     }
@@ -316,6 +320,10 @@ pub(super) fn new_pod(
         since_ms: now_ms,
         ready_ms: 0,
         used_ms: now_ms,
+        resident: false,
+        held_since_ms: None,
+        busy_ms: 0,
+        busy_since_ms: 0,
         held_until_ms: None,
         adopted: false,
         ordered: false,

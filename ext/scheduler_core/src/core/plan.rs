@@ -5,6 +5,7 @@ use super::Core;
 use super::messages::Refusal;
 use super::model::{FuncId, Pod, PodIx};
 use super::room::Room;
+use super::timers::Timer;
 use crate::nodes::{Holding, Ledger, NodeId, Request};
 use crate::pod::State;
 
@@ -41,7 +42,7 @@ impl Core {
             self.functions.get_mut(&func).expect("checked").surplus = surplus;
         }
         self.grant_waiting(now_ms, func);
-        let mut lacking = self.pods_lacking(func);
+        let mut lacking = self.pods_lacking(now_ms, func);
         let mut waiting_for = None;
         while lacking > 0 {
             match self.start_one(now_ms, func) {
@@ -49,7 +50,7 @@ impl Core {
                 Err(Blocked { refusal, hopeless }) => {
                     // Slots of a pod that runs or starts may still come to those who wait.
                     if hopeless && self.running(func) == 0 {
-                        self.refuse_all(func, &refusal);
+                        self.refuse_all(now_ms, func, &refusal);
                     }
                     waiting_for = Some(refusal);
                     break;
@@ -60,6 +61,10 @@ impl Core {
             true => self.unmet.insert(func),
             false => self.unmet.remove(&func),
         };
+        if waiting_for.is_none() && self.tickets.waiting(func) > 0 && self.starting(func) == 0 {
+            // Too few wait for another replica: the slots that come back are for them.
+            waiting_for = Some(Refusal::new("queue_timeout", "its workers are busy"));
+        }
         if let Some(function) = self.functions.get_mut(&func) {
             function.waiting_for = waiting_for;
         }
@@ -84,8 +89,10 @@ impl Core {
     }
 
     /// Pods to start: for the slots that tickets want beyond those on their way, and for
-    /// `min_replica`. One start on its way serves every ticket up to `parallel` slots.
-    fn pods_lacking(&self, func: FuncId) -> u64 {
+    /// `min_replica`. One start on its way serves every ticket up to `parallel` slots. While
+    /// replicas run, few waiting slots (by the wait ratio) are left to what they give back, for as
+    /// long as the oldest ticket is patient.
+    fn pods_lacking(&mut self, now_ms: u64, func: FuncId) -> u64 {
         let function = &self.functions[&func];
         if !function.present || self.is_disabled(&function.key) {
             return 0;
@@ -106,9 +113,28 @@ impl Core {
             .filter(|pod| self.is_wanted(pod));
         let coming = pods.filter(|pod| pod.state.is_starting() || pod.held_until_ms.is_some());
         let coming: u64 = coming.map(|pod| u64::from(pod.free_slots())).sum();
-        let by_demand = wanted.saturating_sub(coming).div_ceil(parallel);
+        let mut by_demand = wanted.saturating_sub(coming).div_ceil(parallel);
+        let ratio = u64::from(function.policy.wait_ratio_milli);
+        if by_demand > 0 && wanted * 1000 <= ratio * self.slots_running(func) {
+            let oldest = self
+                .tickets
+                .oldest(func)
+                .and_then(|id| self.tickets.get(id));
+            let patient_ms = oldest.map_or(0, |t| t.queued_ms + self.config.patience_ms);
+            if patient_ms > now_ms {
+                self.timers.set(patient_ms, Timer::Function(func));
+                by_demand = 0;
+            }
+        }
         let by_minimum = self.min_replica(func).saturating_sub(self.running(func));
         by_demand.max(u64::from(by_minimum))
+    }
+
+    fn slots_running(&self, func: FuncId) -> u64 {
+        let pods = self.functions[&func].pods.iter().map(|ix| self.pod(*ix));
+        let open = pods.filter(|pod| matches!(pod.state, State::Idle | State::Working));
+        let open = open.filter(|pod| self.is_wanted(pod));
+        open.map(|pod| u64::from(pod.slots)).sum()
     }
 
     /// One more pod for a function: (1) not while it backs off; (2) not beyond its maximum or its
@@ -138,10 +164,10 @@ impl Core {
                     "room is being made for a resume",
                 ));
             }
-            if let Some(room) = self.make_room(node_id, &request, Some(ix))
+            if let Some(room) = self.make_room(now_ms, node_id, &request, Some(ix))
                 && best
                     .as_ref()
-                    .is_none_or(|(_, least)| room.cost() < least.cost())
+                    .is_none_or(|(_, least)| room.cheaper(least).is_lt())
             {
                 best = Some((ix, room));
             }
@@ -162,6 +188,30 @@ impl Core {
             return Ok(());
         }
         self.start_from_nothing(now_ms, func)
+    }
+
+    /// Resumes a standby pod where it fits into what is free, for a call that is expected.
+    pub(super) fn resume_ahead(&mut self, now_ms: u64, func: FuncId) {
+        if self.check_backoff(now_ms, func).is_err() || self.check_replicas(now_ms, func).is_err() {
+            return;
+        }
+        for ix in self.standby_pods(func) {
+            let (node_id, request) = (self.pod(ix).node, resume_request(self.pod(ix)));
+            let node = &self.nodes[&node_id];
+            if node.closed(now_ms).is_some() {
+                continue;
+            }
+            let Ok(holding) = node.ledger.fit(&request) else {
+                continue;
+            };
+            if self
+                .check_tenant_gpu(now_ms, func, node_id, &holding)
+                .is_ok()
+            {
+                self.counters.prewarms += 1;
+                return self.resume(now_ms, ix, holding, Room::default());
+            }
+        }
     }
 
     fn start_from_nothing(&mut self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
@@ -190,11 +240,11 @@ impl Core {
             return Err(Blocked::wait("no_capacity", "room is being made for it"));
         }
         let rooms = open.iter().filter_map(|id| {
-            let room = self.make_room(*id, &request, None)?;
-            Some((room.cost(), self.nodes[id].name.as_str(), *id, room))
+            let room = self.make_room(now_ms, *id, &request, None)?;
+            Some((self.nodes[id].name.as_str(), *id, room))
         });
-        let best = rooms.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-        if let Some((_, _, node, room)) = best {
+        let best = rooms.min_by(|a, b| a.2.cheaper(&b.2).then(a.0.cmp(b.0)));
+        if let Some((_, node, room)) = best {
             self.check_tenant_gpu(now_ms, func, node, &room.holding)?;
             let holding = room.holding.clone();
             self.start(now_ms, func, node, holding, room);

@@ -1,13 +1,16 @@
 //! Making room: the cheapest sufficient set of idle and standby pods of one node.
 //! It must never touch a pod with a lease, nor go below a function's `min_replica`.
 //!
-//! An idle pod that is parked comes back in about a second, a standby pod that is ended costs a
-//! start from nothing later, an idle pod that is ended costs both; hence the order of the costs.
-//! Within one cost the pod that was unused longest goes first. Pods are added until the request
-//! fits, then every one that turned out not to be needed is spared again, the dearest first.
-//! Nothing oscillates: a pod becomes a victim only for a ticket that waits, and a pod with a lease
-//! never does.
+//! What a victim costs is the wait that it will cause: the calls that the keep-alive policy expects
+//! of its function soon x the time to bring it back (a resume for one that is parked, a start from
+//! nothing for one that ends), and a little for the deed itself. Victims are added in the order of
+//! that cost per MiB they give up, of equals the one unused longest, until the request fits; then
+//! every one that turned out not to be needed is spared again, the dearest first.
+//!
+//! Nothing oscillates: a pod becomes a victim only for a ticket that waits, a pod with a lease
+//! never does, and one that became ready less than `Config::residence_min_ms` ago does not either.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::Core;
@@ -23,12 +26,31 @@ enum Deed {
 }
 
 impl Deed {
-    fn cost(self) -> u64 {
+    /// The cost of the deed itself in expected milliseconds waited: it decides between pods that
+    /// nobody is expected to call.
+    fn effort(self) -> f64 {
         match self {
-            Deed::Park => 1,
-            Deed::EndStandby => 20,
-            Deed::EndIdle => 40,
+            Deed::Park => 1.0,
+            Deed::EndStandby => 20.0,
+            Deed::EndIdle => 40.0,
         }
+    }
+}
+
+/// A pod that may leave, how, what that costs, and the order in which it is considered.
+#[derive(Clone, Copy, Debug)]
+struct Victim {
+    ix: PodIx,
+    deed: Deed,
+    cost: f64,
+    cost_per_mib: f64,
+    used_ms: u64,
+}
+
+impl Victim {
+    fn cheaper(&self, other: &Victim) -> Ordering {
+        let by_cost = self.cost_per_mib.total_cmp(&other.cost_per_mib);
+        by_cost.then((self.used_ms, self.ix).cmp(&(other.used_ms, other.ix)))
     }
 }
 
@@ -36,17 +58,16 @@ impl Deed {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Room {
     pub holding: Holding,
-    victims: Vec<(PodIx, Deed)>,
+    victims: Vec<Victim>,
     newest_ms: u64,
 }
 
 impl Room {
     /// Cheaper first, then the one whose youngest victim was unused longest.
-    pub fn cost(&self) -> (u64, u64) {
-        (
-            self.victims.iter().map(|(_, deed)| deed.cost()).sum(),
-            self.newest_ms,
-        )
+    pub fn cheaper(&self, other: &Room) -> Ordering {
+        let cost = |room: &Room| room.victims.iter().map(|victim| victim.cost).sum::<f64>();
+        let by_cost = cost(self).total_cmp(&cost(other));
+        by_cost.then(self.newest_ms.cmp(&other.newest_ms))
     }
 }
 
@@ -59,46 +80,46 @@ impl Core {
     /// The cheapest sufficient victims on a node for `request`, sparing `keep`.
     pub(super) fn make_room(
         &self,
+        now_ms: u64,
         node: NodeId,
         request: &Request,
         keep: Option<PodIx>,
     ) -> Option<Room> {
+        let mut candidates = self.candidates(now_ms, node, keep);
+        if candidates.is_empty() {
+            return None;
+        }
+        candidates.sort_by(Victim::cheaper);
         let ledger = &self.nodes[&node].ledger;
-        let mut idle = Vec::new();
-        let mut standby = Vec::new();
+        let mut victims = self.enough(ledger, request, &candidates)?;
+        self.spare(ledger, request, &mut victims);
+        let holding = self.after(ledger, &victims).fit(request).ok()?;
+        let newest_ms = victims.iter().map(|victim| victim.used_ms).max();
+        Some(Room {
+            holding,
+            victims,
+            newest_ms: newest_ms.unwrap_or(0),
+        })
+    }
+
+    /// Which pods of a node may go, and how: idle ones parked where that is allowed, as many of a
+    /// function as it has beyond its minimum; standby ones ended.
+    fn candidates(&self, now_ms: u64, node: NodeId, keep: Option<PodIx>) -> Vec<Victim> {
+        let is_resident = |pod: &Pod| pod.ready_ms + self.config.residence_min_ms <= now_ms;
+        let (mut idle, mut found) = (Vec::new(), Vec::new());
         for ix in self.pods_on.get(&node).into_iter().flatten() {
             let pod = self.pod(*ix);
             if Some(*ix) == keep {
                 continue;
-            } else if self.is_evictable(pod) {
+            } else if self.is_evictable(pod) && is_resident(pod) {
                 idle.push(*ix);
             } else if pod.state == State::Standby && pod.op.is_none() {
-                standby.push(*ix);
+                found.push(self.victim(now_ms, *ix, Deed::EndStandby));
             }
         }
-        let by_age = |ix: &PodIx| (self.pod(*ix).used_ms, *ix);
-        idle.sort_by_key(by_age);
-        standby.sort_by_key(by_age);
-        let mut victims = self.enough(ledger, request, &self.parkable(idle), &standby)?;
-        self.spare(ledger, request, &mut victims);
-        let holding = self.after(ledger, &victims).fit(request).ok()?;
-        let newest_ms = victims
-            .iter()
-            .map(|(ix, _)| self.pod(*ix).used_ms)
-            .max()
-            .unwrap_or(0);
-        Some(Room {
-            holding,
-            victims,
-            newest_ms,
-        })
-    }
-
-    /// Which idle pods may go, and how: parked where that is allowed.
-    fn parkable(&self, idle: Vec<PodIx>) -> Vec<(PodIx, Deed)> {
+        idle.sort_by_key(|ix| (self.pod(*ix).used_ms, *ix));
         let mut leaving: BTreeMap<FuncId, u32> = BTreeMap::new();
         let mut parked: BTreeMap<FuncId, u32> = BTreeMap::new();
-        let mut deeds = Vec::new();
         for ix in idle {
             let func = self.pod(ix).func;
             let gone = leaving.entry(func).or_default();
@@ -107,39 +128,61 @@ impl Core {
             }
             *gone += 1;
             let more = parked.entry(func).or_default();
-            if self.may_park(ix, *more) {
-                *more += 1;
-                deeds.push((ix, Deed::Park));
-            } else {
-                deeds.push((ix, Deed::EndIdle));
-            }
+            let deed = match self.may_park(ix, *more) {
+                true => Deed::Park,
+                false => Deed::EndIdle,
+            };
+            *more += u32::from(deed == Deed::Park);
+            found.push(self.victim(now_ms, ix, deed));
         }
-        deeds
+        found
+    }
+
+    fn victim(&self, now_ms: u64, ix: PodIx, deed: Deed) -> Victim {
+        let pod = self.pod(ix);
+        let cost = deed.effort() + self.worth(now_ms, pod.func, self.wait_caused(pod.func, deed));
+        let mib = pod.held.mem_mib + pod.held.cache_mib;
+        let mib = mib + pod.held.gpus.iter().map(|share| share.mib).sum::<u64>();
+        Victim {
+            ix,
+            deed,
+            cost,
+            cost_per_mib: cost / mib.max(1) as f64,
+            used_ms: pod.used_ms,
+        }
+    }
+
+    /// How much longer the next call of a function waits after this.
+    fn wait_caused(&self, func: FuncId, deed: Deed) -> u64 {
+        let times = self.start_times(func);
+        match deed {
+            Deed::Park => times.resume_ms,
+            Deed::EndStandby => times.cold_ms.saturating_sub(times.resume_ms),
+            Deed::EndIdle => times.cold_ms,
+        }
     }
 
     fn enough(
         &self,
         ledger: &Ledger,
         request: &Request,
-        idle: &[(PodIx, Deed)],
-        standby: &[PodIx],
-    ) -> Option<Vec<(PodIx, Deed)>> {
-        let fits = |victims: &[(PodIx, Deed)]| {
+        candidates: &[Victim],
+    ) -> Option<Vec<Victim>> {
+        let fits = |victims: &[Victim]| {
             let after = self.after(ledger, victims);
             after.is_within_capacity() && after.fit(request).is_ok()
         };
-        let mut victims: Vec<(PodIx, Deed)> = Vec::new();
-        let ended = standby.iter().map(|ix| (*ix, Deed::EndStandby));
-        for victim in idle.iter().copied().chain(ended) {
-            victims.push(victim);
+        let mut victims: Vec<Victim> = Vec::new();
+        for victim in candidates {
+            victims.push(*victim);
             if fits(&victims) {
                 return Some(victims);
             }
         }
         // Parking takes host memory; where that is what is missing the pods have to end.
         for at in 0..victims.len() {
-            if victims[at].1 == Deed::Park {
-                victims[at].1 = Deed::EndIdle;
+            if victims[at].deed == Deed::Park {
+                victims[at].deed = Deed::EndIdle;
                 if fits(&victims) {
                     return Some(victims);
                 }
@@ -148,15 +191,14 @@ impl Core {
         None
     }
 
-    fn spare(&self, ledger: &Ledger, request: &Request, victims: &mut Vec<(PodIx, Deed)>) {
+    fn spare(&self, ledger: &Ledger, request: &Request, victims: &mut Vec<Victim>) {
         let mut order = victims.clone();
-        order
-            .sort_by_key(|(ix, deed)| std::cmp::Reverse((deed.cost(), self.pod(*ix).used_ms, *ix)));
+        order.sort_by(|a, b| b.cost.total_cmp(&a.cost).then(b.cheaper(a)));
         for victim in order {
-            let rest: Vec<_> = victims
+            let rest: Vec<Victim> = victims
                 .iter()
                 .copied()
-                .filter(|other| *other != victim)
+                .filter(|other| other.ix != victim.ix)
                 .collect();
             let after = self.after(ledger, &rest);
             if after.is_within_capacity() && after.fit(request).is_ok() {
@@ -166,12 +208,12 @@ impl Core {
     }
 
     /// The books of a node once these victims are gone.
-    fn after(&self, ledger: &Ledger, victims: &[(PodIx, Deed)]) -> Ledger {
+    fn after(&self, ledger: &Ledger, victims: &[Victim]) -> Ledger {
         let mut after = ledger.clone();
-        for (ix, deed) in victims {
-            let pod = self.pod(*ix);
+        for victim in victims {
+            let pod = self.pod(victim.ix);
             after.release(&pod.held);
-            if *deed == Deed::Park {
+            if victim.deed == Deed::Park {
                 after.take(&pod.spec.standby_holding(&pod.held));
             }
         }
@@ -207,7 +249,7 @@ impl Core {
         room: Room,
     ) -> (Vec<PodIx>, Vec<PodIx>) {
         let (mut terminate, mut park) = (Vec::new(), Vec::new());
-        for (ix, deed) in &room.victims {
+        for Victim { ix, deed, .. } in &room.victims {
             match deed {
                 Deed::Park => {
                     self.begin_park(now_ms, *ix);
@@ -220,7 +262,7 @@ impl Core {
             }
         }
         let node = self.pod(starter).node;
-        for (ix, _) in &room.victims {
+        for Victim { ix, .. } in &room.victims {
             let ledger = &mut self.nodes.get_mut(&node).expect("chosen").ledger;
             let missing = missing(ledger, more);
             let victim = self.pods.get_mut(ix).expect("chosen");
@@ -235,7 +277,7 @@ impl Core {
             victim.makes_room_for = Some(starter);
             victim.order = 0;
         }
-        self.pod_mut(starter).victims = room.victims.into_iter().map(|(ix, _)| ix).collect();
+        self.pod_mut(starter).victims = room.victims.iter().map(|victim| victim.ix).collect();
         (terminate, park)
     }
 }

@@ -45,6 +45,7 @@ impl Core {
     fn order_start(&mut self, now_ms: u64, ix: PodIx, more: &Holding, room: Room) -> StartOrder {
         let (terminate, park) = self.commit_room(now_ms, ix, more, room);
         let pod = self.pods.get_mut(&ix).expect("just started");
+        (pod.held_since_ms, pod.busy_ms) = (Some(now_ms), 0);
         pod.held.add(more);
         let ledger = &mut self.nodes.get_mut(&pod.node).expect("chosen").ledger;
         ledger.take(more);

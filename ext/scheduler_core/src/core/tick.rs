@@ -8,6 +8,9 @@ use super::timers::Timer;
 use crate::pod::State;
 use crate::queue::TicketId;
 
+/// How often the idle pods of a node that cannot be reached are looked at.
+const UNREADY_RETRY_MS: u64 = 1_000;
+
 impl Core {
     /// Lets the clock reach `now_ms` and does what is due.
     pub fn tick(&mut self, now_ms: u64) {
@@ -22,6 +25,8 @@ impl Core {
                     }
                 }
                 Timer::Node(_) => self.capacity_changed = true,
+                Timer::Visits(func) => self.visits_due(now_ms, func),
+                Timer::Prewarm(func) => self.prewarm_due(now_ms, func),
             }
         }
         self.settle(now_ms);
@@ -39,7 +44,7 @@ impl Core {
         let (func, waited_ms) = (ticket.func, now_ms.saturating_sub(ticket.queued_ms));
         let refusal = self.why_waiting(func);
         let message = format!("waited {waited_ms} ms: {}", refusal.message);
-        self.refuse(id, Refusal { message, ..refusal });
+        self.refuse(now_ms, id, Refusal { message, ..refusal });
         self.dirty.insert(func);
     }
 
@@ -64,15 +69,7 @@ impl Core {
         };
         pod.timer_ms = None;
         if pod.held_until_ms.is_some_and(|until| until <= now_ms) {
-            pod.held_until_ms = None;
-            let func = pod.func;
-            self.dirty.insert(func);
-            self.capacity_changed = true;
-            self.retire_unwanted(now_ms, ix);
-            if self.pods.contains_key(&ix) {
-                self.arm_pod(ix, now_ms + self.config.idle_park_ms);
-            }
-            return;
+            return self.release_held(now_ms, ix);
         }
         let pod = self.pod(ix);
         if let Some(until) = pod.held_until_ms {
@@ -86,16 +83,29 @@ impl Core {
             }
             (_, Some(at)) => self.arm_pod(ix, at),
             _ if pod.state == State::Idle => {
-                let park_ms = pod.used_ms + self.config.idle_park_ms;
-                if park_ms > now_ms {
-                    self.arm_pod(ix, park_ms);
-                } else if !self.nodes[&pod.node].ready {
-                    self.arm_pod(ix, now_ms + self.config.idle_park_ms);
-                } else {
-                    self.retire_idle(now_ms, ix);
-                }
+                self.idle_pod_due(now_ms, ix);
             }
             _ => {}
+        }
+    }
+
+    /// An idle pod: from its minimum residence on it may make room; it stays until the keep-alive
+    /// policy or the fixed time says otherwise.
+    fn idle_pod_due(&mut self, now_ms: u64, ix: PodIx) {
+        let resident_ms = self.pod(ix).ready_ms + self.config.residence_min_ms;
+        if resident_ms > now_ms {
+            return self.arm_pod(ix, resident_ms);
+        }
+        if !std::mem::replace(&mut self.pod_mut(ix).resident, true) {
+            self.capacity_changed = true;
+        }
+        let until_ms = self.keep_until(now_ms, ix);
+        if until_ms > now_ms {
+            self.arm_pod(ix, until_ms);
+        } else if !self.nodes[&self.pod(ix).node].ready {
+            self.arm_pod(ix, now_ms + UNREADY_RETRY_MS);
+        } else {
+            self.retire_idle(now_ms, ix);
         }
     }
 }

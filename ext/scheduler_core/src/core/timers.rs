@@ -16,6 +16,8 @@ pub enum Timer {
     Pod(PodIx),
     Function(FuncId),
     Node(NodeId),
+    Visits(FuncId),
+    Prewarm(FuncId),
 }
 
 /// Alarms ordered by time, then by what they are about.

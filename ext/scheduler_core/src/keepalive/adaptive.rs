@@ -22,6 +22,8 @@ pub struct Adaptive {
     experts: Option<Experts>,
     price: Price,
     resume_s: f32,
+    /// By function, where it is known; 0 elsewhere.
+    resume_of_s: Vec<f32>,
     edges_s: [f32; STEPS + 1],
     changed: Vec<FunctionIx>,
 }
@@ -39,9 +41,42 @@ impl Adaptive {
             experts: None,
             price: Price::new(goal),
             resume_s: resume_ms as f32 / 1e3,
+            resume_of_s: Vec::new(),
             edges_s: edges_s(),
             changed: Vec::new(),
         }
+    }
+
+    /// Expected number of callers that come to `function` within `horizon_s`.
+    #[must_use]
+    pub fn need(&self, now_ms: u64, function: FunctionIx, horizon_s: f32) -> f32 {
+        let mut demand = [0.0];
+        self.history
+            .demand(now_ms, function, &[horizon_s], &mut demand);
+        demand[0]
+    }
+
+    /// A resume of `function` takes that long; others take what the policy was made with.
+    pub fn expect_resume(&mut self, function: FunctionIx, resume_ms: u64) {
+        let at = function.0 as usize;
+        if at >= self.resume_of_s.len() {
+            self.resume_of_s.resize(at + 1, 0.0);
+        }
+        self.resume_of_s[at] = resume_ms as f32 / 1e3;
+    }
+
+    /// Forgets a function; its index may then stand for another one.
+    pub fn forget(&mut self, function: FunctionIx) {
+        self.history.forget(function);
+        if let Some(known) = self.resume_of_s.get_mut(function.0 as usize) {
+            *known = 0.0;
+        }
+        self.changed.retain(|other| *other != function);
+    }
+
+    fn resume_s(&self, function: FunctionIx) -> f32 {
+        let known = self.resume_of_s.get(function.0 as usize);
+        known.copied().filter(|s| *s > 0.0).unwrap_or(self.resume_s)
     }
 
     /// The plan for the worker that is used when `idle_before` others are taken.
@@ -59,7 +94,8 @@ impl Adaptive {
                 *expected *= (1.0 - (-others * service_s).exp()).powi(idle_before as i32);
             }
         }
-        plan(&self.edges_s, &calls, self.resume_s, self.price.now())
+        let resume_s = self.resume_s(function);
+        plan(&self.edges_s, &calls, resume_s, self.price.now())
     }
 }
 
@@ -110,12 +146,7 @@ impl Policy for Adaptive {
     }
 
     fn fetch(&mut self, now_ms: u64, host: HostView<'_>) -> Option<Fetch> {
-        let need = |function: FunctionIx| {
-            let mut demand = [0.0];
-            self.history
-                .demand(now_ms, function, &[FETCH_HORIZON_S], &mut demand);
-            demand[0]
-        };
+        let need = |function: FunctionIx| self.need(now_ms, function, FETCH_HORIZON_S);
         let by_need = |a: &(f32, FunctionIx), b: &(f32, FunctionIx)| a.0.total_cmp(&b.0);
         let best = host
             .on_file

@@ -67,7 +67,7 @@ impl History {
             });
         let state = &mut self.functions[at];
         let crowd = &mut self.newcomers;
-        if state.generation > 0 {
+        if state.curve.is_some() {
             let age_s = (now_ms - state.at_ms) as f32 / 1e3;
             let bin = bin_of(age_s);
             for counts in [&mut *crowd, &mut state.newcomers] {
@@ -118,6 +118,18 @@ impl History {
             state.ended += 1;
         }
         self.tenants.completed(now_ms, tenant);
+    }
+
+    /// Forgets a function and who called it.
+    pub(crate) fn forget(&mut self, function: FunctionIx) {
+        if let Some(state) = self.functions.get_mut(function.0 as usize) {
+            // Queued bins of the former function must stay void.
+            *state = Function {
+                generation: state.generation + 1,
+                ..Function::default()
+            };
+            self.tenants.forget(function);
+        }
     }
 
     /// Calls per second of `function` over the long run.

@@ -165,6 +165,16 @@ impl Tenants {
         }
     }
 
+    /// A function is gone: nobody called it last or before.
+    pub(crate) fn forget(&mut self, function: FunctionIx) {
+        for state in self.all.iter_mut().flatten() {
+            state.used.retain(|(other, _)| *other != function);
+            if state.last == function {
+                state.last = FunctionIx(u32::MAX);
+            }
+        }
+    }
+
     /// Probability that the next call of `state`, away for `age_s`, goes to `function`.
     pub(crate) fn share(&self, state: &Tenant, age_s: f32, function: FunctionIx) -> f32 {
         let bin = bin_of(age_s);

@@ -6,7 +6,7 @@ use pyo3::types::PyDict;
 
 use super::parse_state;
 use crate::core::messages::{Fact, Outcome, PodFact};
-use crate::core::model::{FuncKey, Policy, Spec, Tenant};
+use crate::core::model::{FuncKey, Policy, Spec, StartTimes, Tenant};
 use crate::nodes::{Capacity, GpuCapacity, GpuShare, Holding};
 
 /// Reads entries of a fact; a missing or mistyped one is an error that names it.
@@ -95,6 +95,10 @@ fn parse_function(fact: &Reader<'_, '_>) -> PyResult<Fact> {
             vram_mib: fact.find("vram_mib")?.unwrap_or(0),
             contexts: fact.find("contexts")?.unwrap_or(0),
             standby_image_in_memory: fact.find("standby_image_in_memory")?.unwrap_or(false),
+            expected: StartTimes {
+                cold_ms: fact.find("expected_cold_ms")?.unwrap_or(0),
+                resume_ms: fact.find("expected_resume_ms")?.unwrap_or(0),
+            },
         },
         policy: Policy {
             min_replica: fact.find("min_replica")?.unwrap_or(defaults.min_replica),
@@ -107,6 +111,9 @@ fn parse_function(fact: &Reader<'_, '_>) -> PyResult<Fact> {
             queue_timeout_ms: fact
                 .find("queue_timeout_ms")?
                 .unwrap_or(defaults.queue_timeout_ms),
+            wait_ratio_milli: fact
+                .find("wait_ratio_milli")?
+                .unwrap_or(defaults.wait_ratio_milli),
         },
     })
 }

@@ -53,9 +53,14 @@ struct SchedulerCore {
 impl SchedulerCore {
     #[new]
     #[pyo3(signature = (
-        pod_id_prefix, idle_park_ms = 5000, lease_ttl_ms = 15000, takeover_ms = 3000
+        pod_id_prefix, idle_park_ms = None, lease_ttl_ms = 15000, takeover_ms = 3000
     ))]
-    fn new(pod_id_prefix: &str, idle_park_ms: u64, lease_ttl_ms: u64, takeover_ms: u64) -> Self {
+    fn new(
+        pod_id_prefix: &str,
+        idle_park_ms: Option<u64>,
+        lease_ttl_ms: u64,
+        takeover_ms: u64,
+    ) -> Self {
         let pod_id_prefix = pod_id_prefix.to_owned();
         let config = Config {
             pod_id_prefix,
@@ -70,6 +75,10 @@ impl SchedulerCore {
     }
 
     #[allow(clippy::too_many_arguments)]
+    #[pyo3(signature = (
+        now_ms, tenant, namespace, funcname, revision, gateway_id, request_id, slots, deadline_ms,
+        consumer = ""
+    ))]
     fn lease<'py>(
         &mut self,
         py: Python<'py>,
@@ -82,12 +91,14 @@ impl SchedulerCore {
         request_id: &str,
         slots: u32,
         deadline_ms: u64,
+        consumer: &str,
     ) -> PyResult<Bound<'py, PyTuple>> {
         // The current revision serves every caller; gateways learn of an edit on their own.
         let _ = revision;
         let ask = Ask {
             key: func_key(tenant, namespace, funcname),
             gateway: gateway_id,
+            consumer: consumer.to_owned(),
             request_id: request_id.to_owned(),
             slots,
             deadline_ms,
@@ -116,6 +127,18 @@ impl SchedulerCore {
 
     fn connect(&mut self, now_ms: u64, gateway_id: i64) {
         self.core.connect(now_ms, gateway_id);
+    }
+
+    fn expect(&mut self, now_ms: u64, gateway_ids: Vec<i64>) {
+        self.core.expect(now_ms, &gateway_ids);
+    }
+
+    fn heard(&mut self, now_ms: u64, gateway_id: i64) {
+        self.core.heard(now_ms, gateway_id);
+    }
+
+    fn holds(&self, gateway_id: i64, lease_id: u64) -> bool {
+        self.core.holds(gateway_id, lease_id)
     }
 
     fn replace(&mut self, now_ms: u64, gateway_id: i64) {
@@ -215,6 +238,7 @@ impl SchedulerCore {
         dict.set_item("starts_cold", counters.starts_cold)?;
         dict.set_item("starts_resume", counters.starts_resume)?;
         dict.set_item("starts_failed", counters.starts_failed)?;
+        dict.set_item("prewarms", counters.prewarms)?;
         dict.set_item("parks", counters.parks)?;
         dict.set_item("terminations", counters.terminations)?;
         dict.set_item("grants_warm", counters.grants_warm)?;

@@ -2,6 +2,7 @@
 
 use scheduler_core::messages::{Answer, Effect};
 use scheduler_core::model::Policy;
+use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
 
 use crate::story::{World, one_slot};
@@ -129,4 +130,51 @@ fn a_full_queue_refuses() {
         panic!("the queue is full")
     };
     assert_eq!(refusal.code, "queue_full");
+}
+
+#[test]
+fn adopted_pods_are_free_once_every_gateway_has_spoken() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    world.core.expect(0, &[1, 2]);
+    world.adopted("f", "old1", State::Ready);
+    let queued = world.queued("f");
+    assert_eq!(world.grants(), [], "either gateway may hold it");
+    assert!(!world.core.refresh(0, 1), "it has to say what it holds");
+    world.core.connect(0, 1);
+    world.core.heard(0, 1);
+    assert_eq!(world.grants(), []);
+    world.core.connect(0, 2);
+    assert!(world.core.announce(0, 2, 77, "old1", 1));
+    assert!(world.core.holds(2, 77) && !world.core.holds(1, 77));
+    world.core.heard(0, 2);
+    world.core.check(0);
+    let grants = world.grants();
+    assert_eq!(
+        (grants.len(), grants[0].0),
+        (1, queued),
+        "slots nobody announced are free"
+    );
+}
+
+#[test]
+fn adopted_pods_wait_for_a_silent_gateway_only_as_long_as_its_leases_live() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    world.core.expect(0, &[1]);
+    world.adopted("f", "old1", State::Ready);
+    world.queued("f");
+    world.wait(2_999);
+    assert_eq!(world.grants(), []);
+    world.wait(1);
+    assert_eq!(world.grants().len(), 1);
+}
+
+#[test]
+fn without_gateways_adopted_pods_are_free_at_once() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    world.core.expect(0, &[]);
+    world.adopted("f", "old1", State::Ready);
+    assert!(matches!(world.ask("f"), Answer::Leased(_)));
 }

@@ -3,3 +3,4 @@
 mod leases;
 mod pods;
 mod story;
+mod warmth;

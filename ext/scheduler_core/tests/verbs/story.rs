@@ -1,9 +1,9 @@
 //! A node, functions and a clock to tell small stories with; `check` runs after each step.
 
 use scheduler_core::Core;
-use scheduler_core::messages::{Answer, Ask, Effect, Fact, Outcome, PodRef, StartOrder};
+use scheduler_core::messages::{Answer, Ask, Effect, Fact, Outcome, PodFact, PodRef, StartOrder};
 use scheduler_core::model::{Config, FuncKey, Policy, Spec};
-use scheduler_core::nodes::{Capacity, GpuCapacity};
+use scheduler_core::nodes::{Capacity, GpuCapacity, GpuShare, Holding};
 use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
 
@@ -22,12 +22,18 @@ pub struct World {
 }
 
 impl World {
-    /// One node with `gpus` GPUs of 24,000 MiB.
+    /// One node with `gpus` GPUs of 24,000 MiB; idle pods are parked after 5 s.
     pub fn new(gpus: u32) -> World {
         let config = Config {
             pod_id_prefix: "abc123".into(),
+            idle_park_ms: Some(5_000),
+            residence_min_ms: 0,
             ..Config::default()
         };
+        World::with(gpus, config)
+    }
+
+    pub fn with(gpus: u32, config: Config) -> World {
         let mut world = World {
             core: Core::new(config),
             now: 0,
@@ -88,6 +94,7 @@ impl World {
         let ask = Ask {
             key: key(name),
             gateway: 1,
+            consumer: String::new(),
             request_id: request_id.into(),
             slots,
             deadline_ms: self.now + wait_ms,
@@ -106,6 +113,14 @@ impl World {
         match self.ask(name) {
             Answer::Queued(ticket) => ticket,
             other => panic!("{name} was not queued: {other:?}"),
+        }
+    }
+
+    /// A warm lease of `name`.
+    pub fn leased(&mut self, name: &str) -> u64 {
+        match self.ask(name) {
+            Answer::Leased(grant) => grant.lease.0,
+            other => panic!("{name} was not leased: {other:?}"),
         }
     }
 
@@ -158,6 +173,29 @@ impl World {
         self.now += ms;
         self.core.tick(self.now);
         self.core.check(self.now);
+    }
+
+    /// An agent shows a pod of a former scheduler process.
+    pub fn adopted(&mut self, name: &str, pod_id: &str, state: State) {
+        let share = GpuShare {
+            index: 0,
+            mib: 14_400,
+            contexts: 1,
+        };
+        self.observe(Fact::Pod(PodFact {
+            pod_id: pod_id.into(),
+            node: "one".into(),
+            key: key(name),
+            revision: 1,
+            state,
+            reason: String::new(),
+            held: Holding {
+                cpu_millis: 1_000,
+                mem_mib: 1_000,
+                cache_mib: 0,
+                gpus: vec![share],
+            },
+        }));
     }
 
     pub fn states(&self) -> Vec<State> {

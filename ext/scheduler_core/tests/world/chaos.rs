@@ -81,6 +81,7 @@ impl World {
             parallel: 1 + self.random.below(4) as u32,
             queue_len: 20,
             queue_timeout_ms: 3_000,
+            wait_ratio_milli: self.random.pick(&[0, 100, 2_000]),
         }
     }
 

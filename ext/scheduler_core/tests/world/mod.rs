@@ -94,11 +94,13 @@ pub struct World {
 fn core_of(seed: u64, process: u64) -> Core {
     Core::new(Config {
         pod_id_prefix: format!("{:06x}", (seed * 16 + process) & 0xff_ffff),
-        idle_park_ms: 500,
+        idle_park_ms: (!seed.is_multiple_of(3)).then_some(500),
+        residence_min_ms: 100,
         lease_ttl_ms: 2_000,
         takeover_ms: 600,
         backoff_ms: 100,
         backoff_max_ms: 2_000,
+        ..Config::default()
     })
 }
 
@@ -274,6 +276,7 @@ impl World {
         let ask = Ask {
             key: self.functions[at].key.clone(),
             gateway,
+            consumer: String::new(),
             request_id: format!("r{}", self.asked),
             slots: if self.random.chance(50) { 0 } else { 1 },
             deadline_ms: self.now + 1 + self.random.below(6_000),
