@@ -181,6 +181,8 @@ class NodeConfig:
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    mount_roots: tuple[str, ...] = ()
+    """Folders of the nodes that tenants may mount; who manages the platform may mount all."""
     tls: TlsConfig = field(default_factory=TlsConfig)
     sharemem: ShareMemConfig = field(default_factory=ShareMemConfig)
     admin_apikey: Secret = field(default_factory=Secret)
@@ -235,6 +237,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         ),
         keycloak=_section(fields, "keycloakconfig", _read_keycloak, KeycloakConfig()),
         auth=_read_auth(fields, host_ip),
+        mount_roots=tuple(fields.strings("mountRoots")),
         tls=_section(fields, "tlsconfig", _read_tls, TlsConfig()),
         sharemem=_section(fields, "sharemem", _read_sharemem, ShareMemConfig()),
         admin_apikey=Secret(fields.string("adminApikey_", "")),

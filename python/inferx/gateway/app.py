@@ -103,7 +103,7 @@ class Gateway:
         app.router.routes[:] = [
             *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
             *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
-            *ObjectRoutes(functions, state, access).routes(),
+            *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
         ]
         pump.start()
         registration = Registration(
