@@ -30,14 +30,13 @@ pub struct Snapshot {
 impl Snapshot {
     /// Opens and checks COMMIT, manifest, table, file names and file lengths, in this order.
     pub fn open(storage: &dyn Storage, path: &Path) -> Result<Self> {
-        let (commit, _) = read_whole(storage, path, COMMIT, COMMIT_LEN as u64)?;
+        let commit = read_whole(storage, path, COMMIT, COMMIT_LEN as u64)?;
         let commit: [u8; COMMIT_LEN] = commit
             .try_into()
             .map_err(|_| Error::corrupt(COMMIT, format!("not {COMMIT_LEN} bytes")))?;
         let commit = Commit::decode(&commit)?;
         let manifest = read_manifest(storage, path, &commit)?;
         let records = read_table(storage, path, &manifest)?;
-        check_table(&manifest, &records)?;
         check_names(storage, path, &manifest)?;
         let mut segments = Vec::with_capacity(manifest.segments.len());
         for (index, segment) in (0u16..).zip(&manifest.segments) {
@@ -211,50 +210,68 @@ fn check_len(file: &dyn StoredFile, name: &str, expected: u64) -> Result<()> {
     ))
 }
 
-/// A file's bytes and their blake3; the length is checked before anything is read.
-fn read_whole(
-    storage: &dyn Storage,
-    dir: &Path,
-    name: &str,
-    len: u64,
-) -> Result<(Vec<u8>, blake3::Hash)> {
+/// A file's bytes; the length is checked before anything is read.
+fn read_whole(storage: &dyn Storage, dir: &Path, name: &str, len: u64) -> Result<Vec<u8>> {
     let file = open(storage, dir, name, Open::Read)?;
     check_len(&*file, name, len)?;
     let mut bytes = vec![0; len as usize];
     read_exact(&*file, &mut bytes, 0).map_err(|error| Error::io(format!("read {name}"), error))?;
-    let hash = blake3::hash(&bytes);
-    Ok((bytes, hash))
+    Ok(bytes)
 }
 
 fn read_manifest(storage: &dyn Storage, dir: &Path, commit: &Commit) -> Result<Manifest> {
+    check_manifest_len(commit)?;
+    let bytes = read_whole(storage, dir, MANIFEST, commit.manifest_len)?;
+    parse_manifest(&bytes, commit)
+}
+
+/// Before anything of that length is read or believed.
+fn check_manifest_len(commit: &Commit) -> Result<()> {
     if commit.manifest_len > MANIFEST_LEN_MAX {
         return Err(Error::corrupt(
             COMMIT,
             format!("manifest of {} bytes", commit.manifest_len),
         ));
     }
-    let (bytes, hash) = read_whole(storage, dir, MANIFEST, commit.manifest_len)?;
-    if hash != blake3::Hash::from(commit.manifest_blake3) {
+    Ok(())
+}
+
+/// The manifest that a COMMIT names; its own rules are checked.
+pub(super) fn parse_manifest(bytes: &[u8], commit: &Commit) -> Result<Manifest> {
+    check_manifest_len(commit)?;
+    if bytes.len() as u64 != commit.manifest_len {
+        let why = format!("length {}, not {}", bytes.len(), commit.manifest_len);
+        return Err(Error::corrupt(MANIFEST, why));
+    }
+    if blake3::hash(bytes) != blake3::Hash::from(commit.manifest_blake3) {
         return Err(Error::corrupt(MANIFEST, "blake3 does not match COMMIT"));
     }
-    let manifest: Manifest = serde_json::from_slice(&bytes)
+    let manifest: Manifest = serde_json::from_slice(bytes)
         .map_err(|error| Error::corrupt(MANIFEST, error.to_string()))?;
     manifest.check()?;
     Ok(manifest)
 }
 
-fn read_table(storage: &dyn Storage, dir: &Path, manifest: &Manifest) -> Result<Vec<Record>> {
+fn table_len(manifest: &Manifest) -> Result<u64> {
     let len = manifest.chunks.checked_mul(RECORD_LEN as u64);
     let len = len.and_then(|len| len.checked_add(HEADER_LEN as u64));
-    let len = len.filter(|len| *len <= TABLE_LEN_MAX);
-    let Some(len) = len else {
-        return Err(Error::corrupt(
-            MANIFEST,
-            format!("{} chunks are too many", manifest.chunks),
-        ));
-    };
-    let (bytes, hash) = read_whole(storage, dir, TABLE, len)?;
-    let header = Header::decode(&bytes)?;
+    len.filter(|len| *len <= TABLE_LEN_MAX)
+        .ok_or_else(|| Error::corrupt(MANIFEST, format!("{} chunks are too many", manifest.chunks)))
+}
+
+fn read_table(storage: &dyn Storage, dir: &Path, manifest: &Manifest) -> Result<Vec<Record>> {
+    let bytes = read_whole(storage, dir, TABLE, table_len(manifest)?)?;
+    parse_table(&bytes, manifest)
+}
+
+/// The records of the table that a manifest names; the rules between them are checked.
+pub(super) fn parse_table(bytes: &[u8], manifest: &Manifest) -> Result<Vec<Record>> {
+    let expected = table_len(manifest)?;
+    if bytes.len() as u64 != expected {
+        let why = format!("length {}, not {expected}", bytes.len());
+        return Err(Error::corrupt(TABLE, why));
+    }
+    let header = Header::decode(bytes)?;
     if header.records != manifest.chunks {
         let why = format!(
             "{} records, the manifest says {}",
@@ -269,9 +286,10 @@ fn read_table(storage: &dyn Storage, dir: &Path, manifest: &Manifest) -> Result<
         .map(|(index, bytes)| Record::decode(bytes, index));
     let records = records.collect::<Result<Vec<Record>>>()?;
     // After the records, because their checksums say where the damage is.
-    if hash.to_hex().as_str() != manifest.table_blake3 {
+    if blake3::hash(bytes).to_hex().as_str() != manifest.table_blake3 {
         return Err(Error::corrupt(TABLE, "blake3 does not match the manifest"));
     }
+    check_table(manifest, &records)?;
     Ok(records)
 }
 
