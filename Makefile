@@ -75,6 +75,21 @@ bench-keepalive: ## what to keep warm, against the baselines; TRACE=FILE SLOTS=8
 bench-proxy: build ## the data plane beside nginx and the bare backend (needs nginx, wrk); ARGS=...
 	$(PY) bench/proxy.py $(ARGS)
 
+.PHONY: image
+IMAGES ?= service
+image: build ## the container image inferx/inferx (needs Docker); BASE_IMAGE=..., IMAGES="service demo"
+	scripts/image $(IMAGES)
+
+.PHONY: image-test
+image-test: build ## build the image with a Docker engine of its own, run it, break a cluster of it
+	scripts/test-deps && tests/image/install
+	$(PY) -m pytest tests/image
+
+.PHONY: kube-test
+kube-test: build ## apply k8s/ to a real API server, built from the Go module proxy (needs Go)
+	scripts/test-deps && scripts/kube-binaries .cache/kube-test
+	$(PY) -m pytest tests/kube
+
 .cache/checkov/bin/checkov:
 	$(PYTHON) -m venv .cache/checkov
 	.cache/checkov/bin/pip install -q --disable-pip-version-check checkov
