@@ -18,9 +18,9 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
 
 from inferx._ext import Proxy
+from inferx.audit import open_audit
 from inferx.auth.apikeys import Hasher
 from inferx.auth.authenticator import Authenticator
 from inferx.auth.oidc import token_verifier
@@ -29,6 +29,8 @@ from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import replies
 from inferx.gateway.access import Access
+from inferx.gateway.auditing import Auditor
+from inferx.gateway.auditroutes import AuditRoutes
 from inferx.gateway.callers import Callers
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
@@ -97,13 +99,22 @@ class Gateway:
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
         workers = Workers(self._proxy, functions, link, self._identity)
-        callers = Callers(self._proxy, self._authenticator, state)
-        pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
-        access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
+        auditor = Auditor(open_audit(self._config), state, link)
+        callers = Callers(self._proxy, self._authenticator, state, auditor.logged_in)
+        pump = Pump(
+            self._proxy,
+            partial(_dispatch, workers, callers),
+            partial(_account, auditor, callers),
+        )
+        authenticator = self._authenticator if self._config.auth.enable else None
+        access = Access(authenticator, auditor.refused)
         app.router.routes[:] = [
-            *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
-            *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
-            *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
+            *KeyRoutes(
+                self._authenticator, callers, state, access, self._config.keycloak, auditor
+            ).routes(),
+            *AuditRoutes(auditor.audit.sink, access).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access, auditor).routes(),
+            *ObjectRoutes(functions, state, access, auditor, self._config.mount_roots).routes(),
         ]
         pump.start()
         registration = Registration(
@@ -112,7 +123,7 @@ class Gateway:
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.
-        feeders = (functions.start, callers.start, link.start, registration.done)
+        feeders = (functions.start, callers.start, link.start, auditor.start, registration.done)
         getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
@@ -127,6 +138,7 @@ class Gateway:
             await pump.stop()
             await workers.stop()
             await registration.stop()
+            await auditor.stop()
             await link.stop()
             self._identity.release()
             await callers.stop()
@@ -162,5 +174,8 @@ def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> Non
         workers.handle(event)
 
 
-def _log_refusal(request: Request, principal: str, action: str, error: InferxError) -> None:
-    _log.info("refused %s %s to %s: %s", request.method, action, principal, error.code)
+def _account(auditor: Auditor, callers: Callers, record: dict[str, Any]) -> None:
+    """One record of the data plane to those who keep accounts."""
+    auditor.called(record)
+    if record["outcome"] != "refused":
+        callers.used(record["principal"])
