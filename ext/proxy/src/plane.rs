@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use http::{HeaderValue, Response, StatusCode};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -21,7 +20,7 @@ use crate::definition::Definition;
 use crate::dispatch::{Function, Hub, Worker};
 use crate::events::{Event, Outbox};
 use crate::listener;
-use crate::reply::{Reject, Reply, X_REQUEST_ID, text};
+use crate::reply::Reject;
 use crate::route::Routes;
 use crate::stats::{BOUNDS_MS, PlaneStats, Start};
 use crate::upstream::{Address, Upstream};
@@ -49,20 +48,16 @@ impl Core {
         Err(Reject::new(503, "unavailable", message).retry_after(1000))
     }
 
-    pub(crate) fn readiness(&self, id: &HeaderValue) -> Result<Response<Reply>, Reject> {
+    /// Refuses until the gateway can serve.
+    pub(crate) fn check_ready(&self) -> Result<(), Reject> {
         let reason = self
             .not_ready
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if let Some(reason) = reason {
-            return Err(Reject::new(503, "unavailable", reason).retry_after(1000));
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*reason {
+            Some(reason) => Err(Reject::new(503, "unavailable", reason.clone()).retry_after(1000)),
+            None => Ok(()),
         }
-        let mut response = text(StatusCode::OK, "ready\n");
-        response
-            .headers_mut()
-            .insert(X_REQUEST_ID.clone(), id.clone());
-        Ok(response)
     }
 }
 
