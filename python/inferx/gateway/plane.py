@@ -18,7 +18,7 @@ RECORDS_EVERY_S = 0.25
 _PORTION = 500
 _FIELDS = (
     "unix_ms", "request_id", "method", "function", "status", "outcome", "pod", "start",
-    "wait_ms", "first_byte_ms", "total_ms", "bytes_in", "bytes_out", "principal",
+    "wait_ms", "first_byte_ms", "total_ms", "bytes_in", "bytes_out", "principal", "tokens",
 )  # fmt: skip
 _log = logging.getLogger("inferx.access")
 
