@@ -83,6 +83,15 @@ bench-proxy: build ## the data plane beside nginx and the bare backend (needs ng
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
 	$(PY) scripts/checkov .cache/checkov/bin/checkov
 
+.PHONY: bench-manners
+bench-manners: build ## how the data plane behaves: clients that leave or stall, a held lock, parked calls
+	$(PY) bench/manners.py
+
+SECONDS ?= 3600
+.PHONY: soak
+soak: build ## mixed load on a whole platform; fails when a call does or memory grows; SECONDS=3600
+	$(PY) bench/soak.py --seconds $(SECONDS) $(ARGS)
+
 JAX := .cache/jax
 $(JAX)/.installed: examples/jax/requirements.txt
 	$(PYTHON) -m venv $(JAX)

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::client::{Client, Next};
@@ -67,7 +67,9 @@ pub(crate) async fn accept(
                 let (core, stop) = (core.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    serve(core, stream, stop).await;
+                    // Fails only for a socket that is closed already, as the first read finds.
+                    let _ = stream.set_nodelay(true);
+                    serve(core, Socket::Tcp(stream), stop).await;
                 });
             }
             Err(error) if is_of_one_client(&error) => {}
@@ -119,12 +121,11 @@ impl Stop {
     }
 }
 
-async fn serve(core: Arc<Core>, stream: TcpStream, stop: watch::Receiver<bool>) {
+/// Serves one connection until it ends.
+pub(crate) async fn serve(core: Arc<Core>, socket: Socket, stop: watch::Receiver<bool>) {
     core.stats.connections.fetch_add(1, Ordering::Relaxed);
     core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
-    // Fails only for a socket that is closed already, which the first read finds out as well.
-    let _ = stream.set_nodelay(true);
-    converse(&core, Socket::Tcp(stream), Stop::new(stop)).await;
+    converse(&core, socket, Stop::new(stop)).await;
     core.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
 }
 

@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
 KEY_SECRET_CHARS_MIN = 32
+LISTENERS = ("rust", "granian")
 RUNTIMES = ("process", "runc", "containerd", "docker")
 
 # Entries of older configurations that nothing here needs.
@@ -172,6 +173,7 @@ class NodeConfig:
     leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
+    listener: str = "rust"
     runtime: str = "process"
     snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
     pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
@@ -224,6 +226,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         simulated_gpus=_read_simulated(fields),
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
+        listener=fields.choice("listener", LISTENERS, "rust"),
         runtime=fields.choice("runtime", RUNTIMES, "process"),
         snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
         pod_cidr=_pod_cidr(fields),
