@@ -21,6 +21,7 @@ from inferx.domain.nodeconfig import (
     NodeConfig,
     NodeResourcesConfig,
     Secret,
+    ServiceTls,
     ShareMemConfig,
     SimulatedGpu,
     TlsConfig,
@@ -32,8 +33,8 @@ from inferx.errors import BadRequest, ConfigError
 
 __all__ = [
     "LISTENERS", "SERVICES", "AuthConfig", "BlobConfig", "EtcdConfig", "KeycloakConfig",
-    "NodeConfig", "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig",
-    "environment", "gpu_indices", "load", "redact", "service_name", "variables",
+    "NodeConfig", "NodeResourcesConfig", "Secret", "ServiceTls", "ShareMemConfig", "SimulatedGpu",
+    "TlsConfig", "environment", "gpu_indices", "load", "redact", "service_name", "variables",
 ]  # fmt: skip
 
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")

@@ -92,6 +92,15 @@ class TlsConfig:
 
 
 @dataclass(frozen=True)
+class ServiceTls:
+    """Files of the certificates between services; without them they speak in clear."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class KeycloakConfig:
     """Identity provider: a Keycloak realm, or any OpenID provider by its `issuer`."""
 
@@ -183,6 +192,7 @@ class NodeConfig:
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    service_tls: ServiceTls = field(default_factory=ServiceTls)
     mount_roots: tuple[str, ...] = ()
     """Folders of the nodes that tenants may mount; who manages the platform may mount all."""
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -240,6 +250,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         ),
         keycloak=_section(fields, "keycloakconfig", _read_keycloak, KeycloakConfig()),
         auth=_read_auth(fields, host_ip),
+        service_tls=_section(fields, "servicetls", _read_service_tls, ServiceTls()),
         mount_roots=tuple(fields.strings("mountRoots")),
         tls=_section(fields, "tlsconfig", _read_tls, TlsConfig()),
         sharemem=_section(fields, "sharemem", _read_sharemem, ShareMemConfig()),
@@ -388,6 +399,14 @@ def _read_tls(fields: Fields) -> TlsConfig:
         cert=fields.string("cert", ""),
         key=fields.string("key", ""),
     )
+
+
+def _read_service_tls(fields: Fields) -> ServiceTls:
+    found = ServiceTls(fields.string("ca"), fields.string("cert"), fields.string("key"))
+    for name in ("ca", "cert", "key"):
+        if not getattr(found, name):
+            fields.fail(name, "must name a file")
+    return found
 
 
 def _read_sharemem(fields: Fields) -> ShareMemConfig:
