@@ -12,22 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from inferx.domain import codec
-from inferx.domain.nodeconfig import (
-    LISTENERS,
+from inferx.domain.accessconfig import (
     AuthConfig,
-    BlobConfig,
-    EtcdConfig,
     KeycloakConfig,
-    NodeConfig,
-    NodeResourcesConfig,
     Secret,
     ServiceTls,
+    redact,
+)
+from inferx.domain.nodeconfig import (
+    LISTENERS,
+    BlobConfig,
+    EtcdConfig,
+    NodeConfig,
+    NodeResourcesConfig,
     ShareMemConfig,
     SimulatedGpu,
     TlsConfig,
     gpu_indices,
     read_config,
-    redact,
 )
 from inferx.errors import BadRequest, ConfigError
 
