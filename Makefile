@@ -104,6 +104,10 @@ bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real 
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
 
+.PHONY: bench-tenants
+bench-tenants: build ## a thousand tenants with limits and a noisy one, under locust; ARGS=...
+	$(PY) bench/tenants.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so
