@@ -65,6 +65,7 @@ class Gateway:
         self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
+        self._auditor: Auditor | None = None
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
@@ -103,7 +104,7 @@ class Gateway:
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
         workers = Workers(self._proxy, functions, link, self._identity)
-        auditor = Auditor(open_audit(self._config), state, link)
+        auditor = self._auditor = Auditor(open_audit(self._config), state, link)
         callers = Callers(self._proxy, self._authenticator, state, auditor.logged_in)
         pump = Pump(
             self._proxy,
@@ -166,6 +167,8 @@ class Gateway:
 
     def metrics(self) -> bytes:
         """The data plane's and this process's, in Prometheus text form."""
+        if self._auditor is not None:
+            self._auditor.meter.settle()
         return render(self._proxy.stats())
 
     def _not_ready(self, reason: str | None) -> None:

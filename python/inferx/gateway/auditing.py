@@ -21,6 +21,7 @@ from inferx.domain.redaction import redacted
 from inferx.errors import InferxError
 from inferx.gateway.access import caller_of
 from inferx.gateway.leader import LeaderLink
+from inferx.gateway.metering import Meter
 from inferx.gateway.replies import request_id
 from inferx.store.informer import DELETED, Informer
 
@@ -38,6 +39,8 @@ class Auditor:
     def __init__(self, audit: Audit, state: grpc.aio.Channel, link: LeaderLink) -> None:
         self.audit = audit
         self._link = link
+        self._nodes = Informer(state, "node")
+        self.meter = Meter(self._nodes.get)
         self._snapshots = Informer(state, "snapshot")
         self._snapshots.subscribe(self._on_snapshot)
         self._pods: asyncio.Task[None] | None = None
@@ -46,6 +49,7 @@ class Auditor:
         """Begin to write and to follow pods and snapshots."""
         self.audit.start()
         await self._snapshots.start()
+        await self._nodes.start()
         self._pods = asyncio.create_task(self._follow_pods(), name="audit-pods")
 
     async def stop(self) -> None:
@@ -54,6 +58,7 @@ class Auditor:
             self._pods.cancel()
             await asyncio.gather(self._pods, return_exceptions=True)
         await self._snapshots.stop()
+        await self._nodes.stop()
         await self.audit.stop()
 
     # ---- calls ----
@@ -121,14 +126,17 @@ class Auditor:
 
     async def _follow_pods(self) -> None:
         """The pods as the leading scheduler sees them, whoever leads."""
+        await self._nodes.synced.wait()  # the meter asks how large their GPUs are
         while True:
             informer = Informer(self._link.address, "pod")
             informer.subscribe(self._on_pod)
+            informer.subscribe(self.meter.seen)
             await informer.start()
             try:
                 await self._link.moved()
             finally:
                 await informer.stop()
+                self.meter.forget()
 
     def _on_pod(self, event: str, obj: Object[Any]) -> None:
         pod = obj.spec

@@ -219,6 +219,7 @@ class ViewRoutes:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
+        self._auditor.meter.settle()
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Response(render(self._stats()), media_type=kind)
 
