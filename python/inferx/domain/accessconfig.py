@@ -6,13 +6,11 @@ Must never show a secret.
 from __future__ import annotations
 
 import ipaddress
-import re
 from dataclasses import dataclass, field
 
 from inferx.domain.reader import Fields
 
 KEY_SECRET_CHARS_MIN = 32
-_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
 
 class Secret:
@@ -38,11 +36,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(***)" if self._value else "Secret()"
-
-
-def redact(text: str) -> str:
-    """`text` with the passwords of URLs replaced by ***."""
-    return _URL_PASSWORD.sub(r"\1***@", text)
 
 
 @dataclass(frozen=True)

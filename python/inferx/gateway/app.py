@@ -33,6 +33,7 @@ from inferx.gateway.access import Access
 from inferx.gateway.auditing import Auditor
 from inferx.gateway.auditroutes import AuditRoutes
 from inferx.gateway.callers import Callers
+from inferx.gateway.dashboard import DashboardRoutes
 from inferx.gateway.door import AsgiDoor
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
@@ -114,6 +115,7 @@ class Gateway:
         authenticator = self._authenticator if self._config.auth.enable else None
         access = Access(authenticator, auditor.refused)
         app.router.routes[:] = [
+            *DashboardRoutes().routes(),
             *KeyRoutes(
                 self._authenticator, callers, state, access, self._config.keycloak, auditor
             ).routes(),
@@ -124,7 +126,7 @@ class Gateway:
         pump.start()
         registration = Registration(
             self._config,
-            self._identity.gateway_id,
+            self._identity,
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.
