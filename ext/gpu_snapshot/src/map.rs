@@ -1,9 +1,9 @@
 //! Memory mapped into this process: shared memory files and own memory on huge pages.
 //! It must never map what could shrink: an access past the end would kill the process.
 //!
-//! Why shared files are mapped at all: a mapped copy into memory that is there already costs half of a `pwrite` (2.2
-//! against 4.1 GB/s, memcpy 4.3, one machine, same run). Into new memory `pwrite` is three times
-//! faster, because it faults nothing in; the caller chooses.
+//! Why shared files are mapped at all: a mapped copy into memory that is there already costs half
+//! of a `pwrite` (2.2 against 4.1 GB/s, memcpy 4.3, one machine, same run). Into new memory
+//! `pwrite` is three times faster, because it faults nothing in; the caller chooses.
 #![allow(unsafe_code, reason = "maps memory; every block says why it is sound")]
 
 use crate::{Error, Result};

@@ -212,7 +212,7 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(sys::open(path, flags, Mode::empty())?)
 }
 
-/// Fills all of `bytes`; a file that ends before is `UnexpectedEof`. Returns how many calls it took.
+/// Fills all of `bytes`; a file that ends before is `UnexpectedEof`. Returns the calls it took.
 pub fn read_exact(file: &dyn StoredFile, bytes: &mut [u8], offset: u64) -> io::Result<u64> {
     let (mut done, mut calls) = (0, 0);
     while done < bytes.len() {
