@@ -82,6 +82,10 @@ bench-proxy: build ## the data plane beside nginx and the bare backend (needs ng
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
 	$(PY) scripts/checkov .cache/checkov/bin/checkov
 
+.PHONY: gpu-check
+gpu-check: build ## everything of the CudaDevice on an NVIDIA GPU, as JSON; ARGS=...; exits with 3 without one
+	$(PY) bench/gpu_check.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so

@@ -15,9 +15,11 @@ __all__ = [
     "ResidentSnapshot",
     "SchedulerCore",
     "SnapshotError",
+    "SnapshotImport",
     "SnapshotStore",
     "SoftDevice",
     "__version__",
+    "fsck_snapshots",
     "pod_table",
     "pod_transition",
 ]

@@ -236,9 +236,13 @@ class GpuMemory:
             self._accountant.claim(id, Tier.FILE, kept.size_bytes)
         except NoCapacity:
             return  # the pinned copy is kept; room is made when it has to leave
+        # The thread's hold on the copy ends with its call, so that its slots are free when the
+        # job has ended and the copy is given up.
+        held = [resident]
         write = self._store.save_resident
         kept.job = Job(
-            self._threads, lambda token: write(id, resident, identity=kept.identity, cancel=token)
+            self._threads,
+            lambda token: write(id, held.pop(), identity=kept.identity, cancel=token),
         )
         kept.writing = asyncio.create_task(self._written(id, kept.job), name=f"write {id}")
 
