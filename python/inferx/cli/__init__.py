@@ -29,6 +29,7 @@ COMMANDS = {
     "logout": ("inferx.cli.login:logout", "Forget the login."),
     "whoami": ("inferx.cli.login:whoami", "Show who the platform takes you for."),
     "key": ("inferx.cli.keys:key", "Make, list and revoke API keys."),
+    "snapshot": ("inferx.cli.snapshots:snapshot", "Check a node's snapshots."),
     "run": ("inferx.up.command:run", "Run one service of the platform in the foreground."),
     "version": ("inferx.cli.views:version", "Print the version of InferX."),
 }
