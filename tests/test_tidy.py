@@ -16,7 +16,7 @@ PACKAGE = ROOT / "python" / "inferx"
 LAYERS = {
     "errors": 0, "_ext": 0,
     "domain": 1, "config": 1, "procfs": 1,
-    "store": 2, "rpc": 2, "telemetry": 2, "health": 2, "auth": 2, "audit": 2,
+    "store": 2, "rpc": 2, "telemetry": 2, "health": 2, "auth": 2, "audit": 2, "backup": 2,
     "statesvc": 3, "scheduler": 3, "gateway": 3, "agent": 3, "cli": 3,
     "services": 4, "up": 4, "__main__": 4,
 }  # fmt: skip
@@ -30,7 +30,12 @@ FENCES = [
     (r"^\s*(pub )?use pyo3\b", ("ext/lib.rs", "/src/py.rs", "/src/py/"), "PyO3"),
     (
         r"\bunsafe\s*(\{|fn|impl)",
-        ("ext/gpu_snapshot/src/cuda", "ext/gpu_snapshot/src/map.rs"),
+        # The driver, mapped memory, and buffers that the kernel fills on its own.
+        (
+            "ext/gpu_snapshot/src/cuda",
+            "ext/gpu_snapshot/src/map.rs",
+            "ext/gpu_snapshot/src/uring.rs",
+        ),
         "unsafe code",
     ),
 ]
