@@ -15,8 +15,9 @@ import pytest
 from inferx.agent.logs import PodLog
 from inferx.errors import BadRequest, StartFailed
 from tests.helpers.containerd_daemon import Containerd
-from tests.helpers.docker_engine import DockerEngine
-from tests.helpers.runtime_kit import Kit, answers, ask, leftovers, until
+from tests.helpers.docker_engine import DockerEngine, empty_root
+from tests.helpers.docker_engine import mounts as machine_mounts
+from tests.helpers.runtime_kit import ROOT, SERVER, Kit, answers, ask, leftovers, until
 
 # One daemon of each is enough: its tests stay in one process.
 DOCKER = pytest.param("docker", marks=pytest.mark.xdist_group("docker"))
@@ -156,6 +157,24 @@ async def test_nothing_is_adopted_where_nothing_runs(kit: Kit) -> None:
     os.kill(pid, signal.SIGKILL)
     await until(lambda: not _runs(pid), "the worker is dead")
     assert await kit.runtime.adopt(spec.folder, record) is None
+
+
+async def test_a_worker_of_an_image_sees_that_and_not_this_machine(tmp_path: Path) -> None:
+    kit = Kit("runc", tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/minimal.tar").write_bytes(empty_root())
+    mounts = machine_mounts(ROOT)
+    server = ["$(INFERX_PYTHON)", str(ROOT / SERVER)]
+    own = "/root/written-into-the-image"
+    worker, spec = await kit.start(
+        "w1", "write-file", own, image="minimal", mounts=mounts, entrypoint=server
+    )
+    assert (await ask(worker, spec, "/file"))["content"] == "written at the start"
+    assert not os.path.lexists(own)  # noqa: ASYNC240 - one look
+    (unpacked,) = list((tmp_path / "images/.unpacked").iterdir())
+    assert os.listdir(unpacked / "root") == [], "an image is never written to"
+    await worker.stop(1)
+    assert leftovers(tmp_path) == []
 
 
 def _runs(pid: int) -> bool:
