@@ -25,7 +25,11 @@ LAYERS = {
 FENCES = [
     (r"\bos\.(environ|getenv)\b", ("python/inferx/config.py",), "the environment"),
     (r"^\s*(import|from) pynvml\b", ("python/inferx/agent/gpus.py",), "NVML"),
-    (r"^\s*import ctypes\b", ("python/inferx/agent/runtimes/rootfs.py",), "system calls by hand"),
+    (
+        r"^\s*import ctypes\b",
+        ("python/inferx/agent/runtimes/rootfs.py", "python/inferx/cli/doctor/"),
+        "system calls by hand",
+    ),
     (
         r"HTTPTransport\(uds=",
         ("python/inferx/agent/runtimes/docker.py",),
