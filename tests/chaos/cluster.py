@@ -157,10 +157,14 @@ class Cluster:
         return time.monotonic() - begun
 
     async def listens(self, kind: str) -> None:
-        """Wait until every service of that kind does."""
+        """Wait until every service of that kind does; one that has ended is started again."""
         for service in self.of(kind):
-            port = service.document[f"{kind}Port"]
-            await self.eventually(lambda port=port: _accepts(port), f"{service.name} listens")
+
+            async def up(service: Service = service) -> bool:
+                service.start()
+                return await _accepts(service.document[f"{kind}Port"])
+
+            await self.eventually(up, f"{service.name} listens")
 
     async def eventually(
         self, check: Callable[[], Any], what: str, timeout_s: float = START_S
