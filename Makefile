@@ -126,6 +126,10 @@ bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real 
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
 
+.PHONY: bench-tenants
+bench-tenants: build ## a thousand tenants with limits and a noisy one, under locust; ARGS=...
+	$(PY) bench/tenants.py $(ARGS)
+
 .PHONY: crash-points
 crash-points: build ## kill each service after its n-th write to the store, for every n
 	scripts/test-deps
@@ -142,6 +146,10 @@ bench-scale: build ## 10k functions and 1k simulated agents: known, and served a
 .PHONY: soak-park
 soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
 	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
+
+.PHONY: gpu-check
+gpu-check: build ## everything of the CudaDevice on an NVIDIA GPU, as JSON; ARGS=...; exits with 3 without one
+	$(PY) bench/gpu_check.py $(ARGS)
 
 .PHONY: clean
 clean: ## remove everything that the build made
