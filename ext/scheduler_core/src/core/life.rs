@@ -2,6 +2,7 @@
 //! step. It must never choose a pod; `plan`, `room` and `tick` do.
 
 use super::Core;
+use super::fault::Fault;
 use super::messages::Effect;
 use super::model::{FuncId, Op, PodIx};
 use super::timers::Timer;
@@ -267,8 +268,11 @@ impl Core {
         self.leave_starter(ix);
         self.end_leases_of(now_ms, ix);
         let pod = self.pods.remove(&ix).expect("a pod is removed once");
+        let skipped = self.breaks(Fault::SkipRelease);
         let node = self.nodes.get_mut(&pod.node).expect("a node that is gone");
-        node.ledger.release(&pod.held);
+        if !skipped {
+            node.ledger.release(&pod.held);
+        }
         for victim in &pod.victims {
             let victim = self.pods.get_mut(victim).expect("a victim that is gone");
             let lent = std::mem::take(&mut victim.lent);

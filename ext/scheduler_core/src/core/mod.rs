@@ -4,6 +4,7 @@
 mod announce;
 mod check;
 mod facts;
+pub mod fault;
 mod grant;
 mod life;
 pub mod messages;

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+#[cfg(feature = "faults")]
+use super::fault::Fault;
 use super::messages::Refusal;
 use crate::keepalive::{Adaptive, FunctionIx, TenantIx};
 use crate::nodes::{GpuRequest, Holding, NodeId, Request};
@@ -51,6 +53,9 @@ pub struct Config {
     pub backoff_ms: u64,
     /// Longest back-off.
     pub backoff_max_ms: u64,
+    /// The rule that a test breaks.
+    #[cfg(feature = "faults")]
+    pub fault: Option<Fault>,
 }
 
 impl Default for Config {
@@ -66,6 +71,8 @@ impl Default for Config {
             takeover_ms: 3_000,
             backoff_ms: 1_000,
             backoff_max_ms: 60_000,
+            #[cfg(feature = "faults")]
+            fault: None,
         }
     }
 }

@@ -14,6 +14,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::Core;
+use super::fault::Fault;
 use super::model::{FuncId, Op, Pod, PodIx};
 use crate::nodes::{GpuShare, Holding, Ledger, NodeId, Request};
 use crate::pod::State;
@@ -74,7 +75,9 @@ impl Room {
 impl Core {
     /// An idle pod without leases that is not reserved for its gateway.
     pub(super) fn is_evictable(&self, pod: &Pod) -> bool {
-        pod.state == State::Idle && pod.op.is_none() && pod.held_until_ms.is_none()
+        let idle = pod.state == State::Idle
+            || (pod.state == State::Working && self.breaks(Fault::EvictBusy));
+        idle && pod.op.is_none() && pod.held_until_ms.is_none()
     }
 
     /// The cheapest sufficient victims on a node for `request`, sparing `keep`.
@@ -123,7 +126,8 @@ impl Core {
         for ix in idle {
             let func = self.pod(ix).func;
             let gone = leaving.entry(func).or_default();
-            if self.running(func) <= self.min_replica(func) + *gone {
+            let least = self.min_replica(func) + *gone;
+            if self.running(func) <= least && !self.breaks(Fault::EvictMinimum) {
                 continue;
             }
             *gone += 1;
