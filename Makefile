@@ -70,6 +70,10 @@ SLOTS ?= 8,16
 bench-keepalive: ## what to keep warm, against the baselines; TRACE=FILE SLOTS=8,16
 	$(PY) bench/keepalive.py --trace $(TRACE) --slots $(SLOTS)
 
+.PHONY: bench-core
+bench-core: build ## lease and return, placement, rebuild of a large cluster, from Python
+	$(PY) bench/core.py
+
 .PHONY: bench-proxy
 bench-proxy: build ## the data plane beside nginx and the bare backend (needs nginx, wrk); ARGS=...
 	$(PY) bench/proxy.py $(ARGS)

@@ -184,5 +184,6 @@ impl Core {
             self.counters.leases_expired += 1;
             self.end_lease(now_ms, id);
         }
+        self.leases.forget_gateway(gateway);
     }
 }

@@ -322,15 +322,18 @@ impl Core {
             self.apply(now_ms, ix, Event::GiveBack);
             self.retire_unwanted(now_ms, ix);
         }
-        self.dirty.insert(lease.func);
-        self.grant_waiting(now_ms, lease.func);
+        // Without anybody who waits there is nothing to settle: this is the path of a warm call.
+        if self.tickets.waiting(lease.func) > 0 || self.functions[&lease.func].surplus {
+            self.dirty.insert(lease.func);
+            self.grant_waiting(now_ms, lease.func);
+        }
         if self
             .pods
             .get(&ix)
             .is_some_and(|pod| pod.state == State::Idle)
         {
             // An idle pod may now make room for others, and is parked when nobody wants it.
-            self.capacity_changed = true;
+            self.capacity_changed |= !self.unmet.is_empty();
             self.arm_idle(now_ms, ix);
         }
     }

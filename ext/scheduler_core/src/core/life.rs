@@ -267,6 +267,7 @@ impl Core {
         self.order_victims(ix);
         self.leave_starter(ix);
         self.end_leases_of(now_ms, ix);
+        self.leases.forget_pod(ix);
         let pod = self.pods.remove(&ix).expect("a pod is removed once");
         let skipped = self.breaks(Fault::SkipRelease);
         let node = self.nodes.get_mut(&pod.node).expect("a node that is gone");

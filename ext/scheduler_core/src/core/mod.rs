@@ -216,6 +216,7 @@ impl Core {
             waiting_for: None,
             learned: false,
             took: model::StartTimes::default(),
+            caller: None,
             warm: None,
             visits: Vec::new(),
             visits_due_ms: None,

@@ -270,6 +270,8 @@ pub struct Function {
     pub learned: bool,
     /// How long its starts took of late.
     pub took: StartTimes,
+    /// Its own tenant as a caller.
+    pub caller: Option<TenantIx>,
     /// Its number in the keep-alive policy, from its first call on.
     pub warm: Option<FunctionIx>,
     /// Who uses it now or did a moment ago.

@@ -30,11 +30,11 @@ impl<'py> Reader<'_, 'py> {
         let Some(value) = self.0.get_item(name)?.filter(|value| !value.is_none()) else {
             return Ok(None);
         };
-        let shown = value
-            .repr()
-            .map(|text| text.to_string())
-            .unwrap_or_default();
-        let wrong = || PyValueError::new_err(format!("{name:?} of a fact cannot be {shown}"));
+        let wrong = || {
+            let shown = value.repr().map(|text| text.to_string());
+            let shown = shown.unwrap_or_default();
+            PyValueError::new_err(format!("{name:?} of a fact cannot be {shown}"))
+        };
         value.extract().map(Some).map_err(|_| wrong())
     }
 

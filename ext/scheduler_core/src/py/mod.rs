@@ -5,12 +5,13 @@ mod effects;
 mod facts;
 
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::core::Core;
 use crate::core::messages::{Answer, Ask, Refusal};
-use crate::core::model::{Config, FuncKey};
+use crate::core::model::{Config, FuncKey, StartKind};
 use crate::pod::{self, Event, State};
 use crate::queue::TicketId;
 use effects::{alloc_dict, effect_dict, key_dict};
@@ -105,9 +106,14 @@ impl SchedulerCore {
         };
         match self.core.lease(now_ms, ask) {
             Answer::Leased(g) => {
-                ("leased", g.lease.0, g.pod_id, g.slots, g.start.name()).into_pyobject(py)
+                let start = match g.start {
+                    StartKind::Warm => intern!(py, "warm"),
+                    StartKind::Resume => intern!(py, "resume"),
+                    StartKind::Cold => intern!(py, "cold"),
+                };
+                (intern!(py, "leased"), g.lease.0, g.pod_id, g.slots, start).into_pyobject(py)
             }
-            Answer::Queued(ticket) => ("queued", ticket.0).into_pyobject(py),
+            Answer::Queued(ticket) => (intern!(py, "queued"), ticket.0).into_pyobject(py),
             Answer::Refused(Refusal {
                 code,
                 message,
