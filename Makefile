@@ -25,9 +25,10 @@ $(INSTALLED): constraints.txt examples/requirements.txt
 build: $(INSTALLED) ## make the environment and the extension module (release)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(BIN):$$PATH maturin develop -q --release >/dev/null
 
+RUNTIME ?= process
 .PHONY: demo
-demo: build ## start the platform, deploy real functions, call them, print what happened
-	$(PY) scripts/demo.py
+demo: build ## start the platform, deploy real functions, call them; RUNTIME=runc with snapshots
+	$(PY) scripts/demo.py --runtime $(RUNTIME)
 
 .PHONY: test
 test: build ## install what the tests need and run all of them
@@ -85,6 +86,31 @@ bench-proxy: build ## the data plane beside nginx and the bare backend (needs ng
 .PHONY: checkov
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
 	$(PY) scripts/checkov .cache/checkov/bin/checkov
+
+.PHONY: bench-manners
+bench-manners: build ## how the data plane behaves: clients that leave or stall, a held lock, parked calls
+	$(PY) bench/manners.py
+
+SECONDS ?= 3600
+.PHONY: soak
+soak: build ## mixed load on a whole platform; fails when a call does or memory grows; SECONDS=3600
+	$(PY) bench/soak.py --seconds $(SECONDS) $(ARGS)
+
+JAX := .cache/jax
+$(JAX)/.installed: examples/jax/requirements.txt
+	$(PYTHON) -m venv $(JAX)
+	$(JAX)/bin/python -m pip install -q --disable-pip-version-check --require-hashes \
+	  -r examples/jax/requirements.txt
+	@touch $@
+
+.PHONY: bench-snapshot
+bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real servers (root); ARGS=...
+	scripts/install-criu
+	$(PY) bench/snapshot_workers.py $(ARGS)
+
+.PHONY: soak-park
+soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
+	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
 
 .PHONY: clean
 clean: ## remove everything that the build made

@@ -81,3 +81,29 @@ def find_leader(variable: str) -> Stat | None:
 def boot_id() -> str:
     """The kernel's id of this boot; start times are comparable only within one."""
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def find_argument(name: str, value: str) -> list[int]:
+    """Processes whose command line has the argument `name` followed by `value`."""
+    wanted = f"\0{name}\0{value}\0".encode()
+    found = []
+    for entry in PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if wanted in line:
+            found.append(int(entry.name))
+    return found
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal; False when it is gone."""
+    try:
+        text = (PROC / str(pid) / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    mask = next((line for line in text.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+    return bool(int(mask.split()[1], 16) & (1 << (number - 1)))

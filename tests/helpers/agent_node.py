@@ -27,9 +27,17 @@ SECRET = "INFERX_ADMIN_APIKEY"
 class Node:
     """An agent in this process and what a scheduler would use to talk to it."""
 
-    def __init__(self, folder: Path, grace_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        grace_s: float = 2.0,
+        runtime: str = "process",
+        path: str = os.defpath,
+        **more: Any,
+    ) -> None:
         self.folder = folder
         config = NodeConfig(
+            runtime=runtime,
             node_name="n1",
             resources=NodeResourcesConfig(cpu_millis=2000, mem_mb=4000),
             scheduler_addr="127.0.0.1:1",
@@ -39,8 +47,9 @@ class Node:
             agent_state_port=0,
             state_svc_addrs=("127.0.0.1:1",),
             simulated_gpus=(SimulatedGpu("Sim", 2, GPU_MB),),
+            **more,
         )
-        environment = {"PATH": os.defpath, "HOME": "/root", SECRET: "do-not-tell"}
+        environment = {"PATH": path, "HOME": "/root", SECRET: "do-not-tell"}
         self.agent = Agent(config, Options(folder, environment, grace_s=grace_s))
 
     async def __aenter__(self) -> Node:
@@ -89,11 +98,22 @@ class Node:
     async def worker(self, pod_id: str, path: str) -> httpx.Response:
         status = await self.status(pod_id)
         async with httpx.AsyncClient(trust_env=False) as client:
-            return await client.get(f"http://127.0.0.1:{status['port']}{path}", timeout=5)
+            return await client.get(f"http://{status['ip']}:{status['port']}{path}", timeout=5)
 
     def pid(self, pod_id: str) -> int:
         record = json.loads((self.folder / "pods" / pod_id / "pod.json").read_text())
         return int(record["worker"]["pid"])
+
+
+async def until_shown(state: Any, function: str = "f", revision: int = 3) -> None:
+    """Wait until the agent shows a snapshot of the function in that revision."""
+    watch = state.Watch(ixmeta_pb2.ListRequestMessage(obj_type="snapshot"))
+    async with asyncio.timeout(40):
+        async for event in watch:
+            shown = json.loads(event.obj.data or "{}").get("spec", {})
+            if (event.obj.name, shown.get("fprevision")) == (function, revision):
+                break
+    watch.cancel()
 
 
 def function_spec(*mode: str, **more: Any) -> dict[str, Any]:

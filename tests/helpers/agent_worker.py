@@ -5,6 +5,7 @@ Must never outlive its purpose: it serves until it is told to end, and needs not
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else "ok"
 KEPT: list[bytearray] = []
+CALLS: list[int] = []
 ARGUMENT = sys.argv[2] if len(sys.argv) > 2 else ""
 
 
@@ -28,6 +31,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {})
             print("told to exit", flush=True)
             threading.Timer(0.01, os._exit, (7,)).start()
+        elif self.path == "/count":
+            CALLS.append(1)
+            self.answer(200, {"count": len(CALLS)})
+        elif self.path == "/file":
+            self.answer(200, {"content": Path(ARGUMENT).read_text()})
         elif self.path == "/eat":
             self.answer(200, {})
             KEPT.append(bytearray(os.urandom(1 << 20)) * int(ARGUMENT))
@@ -57,6 +65,15 @@ class Handler(BaseHTTPRequestHandler):
         print(format % args, flush=True)
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Without the library's question for the host's name: there may be nobody to answer it."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "worker", int(self.server_address[1])
+
+
 def main() -> None:
     print(f"model server {MODE} pid {os.getpid()} port {os.environ['PORT']}", flush=True)
     if MODE == "exit":
@@ -70,10 +87,18 @@ def main() -> None:
         sleeper = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
         child = subprocess.Popen([sys.executable, "-c", sleeper])
         Path(ARGUMENT).write_text(str(child.pid))
+    if MODE == "io_uring":
+        parameters = ctypes.create_string_buffer(120)
+        if ctypes.CDLL(None).syscall(425, 8, parameters) < 0:
+            sys.exit("this kernel gives no io_uring")
+    if MODE == "ballast":
+        KEPT.append(bytearray(os.urandom(int(ARGUMENT) << 20)))
+    if MODE == "write-file":
+        Path(ARGUMENT).write_text("written at the start")
     if MODE == "slow":
         time.sleep(float(ARGUMENT))
-    ThreadingHTTPServer.daemon_threads = True
-    ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+    address = (os.environ["INFERX_HOST"], int(os.environ["PORT"]))
+    Server(address, Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -248,8 +248,7 @@ CHUNKS = {
     "trailer with a space before the colon": Row(chunked(b"3\r\nabc\r\n0\r\nx : y\r\n\r\n")),
     "trailer without a name": Row(chunked(b"3\r\nabc\r\n0\r\n: y\r\n\r\n")),
     "framing in trailers": Row(
-        chunked(b"3\r\nabc\r\n0\r\nContent-Length: 9\r\nTransfer-Encoding: x\r\nHost: b\r\n\r\n"),
-        harmless=True,
+        chunked(b"3\r\nabc\r\n0\r\nContent-Length: 9\r\nTransfer-Encoding: x\r\nHost: b\r\n\r\n")
     ),
     "extension": Row(chunked(b"3;a=b\r\nabc\r\n0;c\r\n\r\n"), harmless=True),
     "quoted extension": Row(chunked(b'3;a="b;c"\r\nabc\r\n0\r\n\r\n'), harmless=True),

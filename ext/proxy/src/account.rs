@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::{HeaderValue, Method};
 use tokio::time::Instant;
 
 use crate::dispatch::{Function, Hub, Slot};
-use crate::relay::UploadState;
 use crate::stats::Start;
 
 const TARGET_CHARS_MAX: usize = 300;
@@ -38,8 +36,8 @@ impl Outcome {
 #[derive(Debug)]
 pub(crate) struct Account {
     pub function: Arc<Function>,
-    pub request_id: HeaderValue,
-    pub method: Method,
+    pub request_id: Box<str>,
+    pub method: Box<str>,
     /// Name of the caller, when callers are asked.
     pub principal: Option<Arc<str>>,
     pub started: Instant,
@@ -49,7 +47,7 @@ pub(crate) struct Account {
     pub slot: Option<Slot>,
     pub status: u16,
     pub bytes_out: u64,
-    pub upload: Arc<UploadState>,
+    pub bytes_in: u64,
     hub: Arc<Hub>,
     closed: bool,
 }
@@ -57,8 +55,8 @@ pub(crate) struct Account {
 impl Account {
     pub(crate) fn open(
         function: Arc<Function>,
-        request_id: HeaderValue,
-        method: Method,
+        request_id: Box<str>,
+        method: Box<str>,
         hub: Arc<Hub>,
     ) -> Self {
         Self {
@@ -72,7 +70,7 @@ impl Account {
             slot: None,
             status: 0,
             bytes_out: 0,
-            upload: Arc::default(),
+            bytes_in: 0,
             hub,
             closed: false,
         }
@@ -127,8 +125,8 @@ impl Account {
         };
         let _ = rmp::encode::write_array_len(out, 14);
         int(out, unix.as_millis() as u64);
-        text(out, self.request_id.to_str().unwrap_or_default());
-        text(out, self.method.as_str());
+        text(out, &self.request_id);
+        text(out, &self.method);
         text(out, &self.function.key);
         int(out, u64::from(self.status));
         text(out, outcome.name());
@@ -137,7 +135,7 @@ impl Account {
         float(out, ms(self.granted));
         float(out, ms(self.first_byte));
         float(out, ms(Some(now)));
-        int(out, self.upload.bytes.load(Ordering::Relaxed));
+        int(out, self.bytes_in);
         int(out, self.bytes_out);
         text(out, self.principal.as_deref().unwrap_or_default());
     }
@@ -146,8 +144,8 @@ impl Account {
 /// Leaves the record of a request that was refused before it became a call.
 pub(crate) fn refused(
     hub: &Hub,
-    id: &HeaderValue,
-    method: &Method,
+    id: &str,
+    method: &str,
     target: &str,
     principal: &str,
     status: u16,
@@ -160,7 +158,7 @@ pub(crate) fn refused(
     hub.outbox.record(|out| {
         let _ = rmp::encode::write_array_len(out, 14);
         let _ = rmp::encode::write_uint(out, unix.as_millis() as u64);
-        for text in [id.to_str().unwrap_or_default(), method.as_str(), &target] {
+        for text in [id, method, &target] {
             write_text(out, text);
         }
         let _ = rmp::encode::write_uint(out, u64::from(status));

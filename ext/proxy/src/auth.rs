@@ -7,12 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use blake3::Hash;
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::events::{Event, Outbox};
+use crate::framing::{Known as Field, RequestHead};
 use crate::reply::Reject;
 
 /// Longest credential that is looked at; identity providers issue tokens of a few KiB.
@@ -146,30 +145,29 @@ impl AuthTable {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who sent a request with these headers. The credential is taken out of them: it is the
-    /// platform's and no worker may see it. Waits when Python has to be asked.
+    /// Who sent a request. The credential is taken out of it: it is the platform's and no worker
+    /// may see it. Waits when Python has to be asked.
     pub(crate) async fn identify(
         &self,
-        headers: &mut HeaderMap,
+        head: &mut RequestHead,
         outbox: &Outbox,
     ) -> Result<Caller, Reject> {
         let Some(key) = &self.key else {
             return Ok(Caller::Open);
         };
-        let mut given = headers.get_all(AUTHORIZATION).iter();
-        let Some(value) = given.next() else {
+        let Some(value) = head.get(Field::Authorization) else {
             return Ok(Caller::Anonymous);
         };
-        if given.next().is_some() {
+        if head.count(Field::Authorization) > 1 {
             return Err(Reject::bad_request("Authorization came more than once"));
         }
-        let credential = bearer(value.as_bytes())?;
+        let credential = bearer(value)?;
         let hash = blake3::keyed_hash(key, credential.as_bytes());
         let answer = match self.known(&hash) {
             Some(answer) => answer,
             None => self.ask(hash, credential, outbox).await,
         };
-        headers.remove(AUTHORIZATION);
+        head.remove(Field::Authorization);
         answer.map(Caller::Known)
     }
 
@@ -356,11 +354,9 @@ mod tests {
         }
     }
 
-    fn headers(token: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        let value = format!("Bearer {token}").parse().expect("a header value");
-        headers.insert(AUTHORIZATION, value);
-        headers
+    fn head(token: &str) -> RequestHead {
+        let text = format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n");
+        RequestHead::parse(text.into_bytes()).expect("a good head")
     }
 
     #[tokio::test(start_paused = true)]
@@ -374,9 +370,9 @@ mod tests {
             }
         };
         let ask = async |token: &str| {
-            let mut headers = headers(token);
-            let caller = table.identify(&mut headers, &outbox).await;
-            assert!(!headers.contains_key(AUTHORIZATION));
+            let mut head = head(token);
+            let caller = table.identify(&mut head, &outbox).await;
+            assert_eq!(head.get(Field::Authorization), None);
             caller.map(|caller| caller.principal())
         };
         let answer = async {

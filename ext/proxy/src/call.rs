@@ -1,119 +1,102 @@
 //! One inference call: wait for a slot, send the request to that worker, hand its answer back.
 //! Must never try a call twice unless the first worker provably did not act on it.
 
-use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST};
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
-use http_body::Body;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::account::{Account, Outcome};
-use crate::dispatch::{Admission, Slot};
-use crate::headers::{self, X_INFERX_POD, X_INFERX_START, X_TCPCONN_LATENCY, X_TTFT_LATENCY};
-use crate::link::Link;
+use crate::client::Client;
+use crate::deliver::{After, Answered, Whose, answer};
+use crate::dispatch::{Admission, Slot, Waiter, Worker};
+use crate::exchange::{self, Miss, Patience, Upload};
+use crate::framing::{Framer, Known, RequestHead};
+use crate::headers::{self, Outgoing, Sent};
 use crate::plane::Core;
-use crate::relay::{RelayBody, RequestBody, UploadFault, UploadState};
-use crate::reply::{Reject, Reply, X_REQUEST_ID};
+use crate::pump::{Coding, Pump};
+use crate::reply::Reject;
+use crate::tunnel;
 use crate::upstream::{Line, Upstream};
 
-/// Uploads above this size are watched for the client's leaving while nobody reads them.
-const WATCHED_BYTES: u64 = 64 << 10;
 const ATTEMPTS_MAX: u32 = 3;
 
 /// The body of a call as the routes found it.
-pub(crate) enum Upload {
-    Whole(Bytes),
-    Stream {
-        first: VecDeque<Bytes>,
-        rest: Incoming,
-    },
-}
-
-impl Upload {
-    fn is_waiting(&self) -> bool {
-        match self {
-            Self::Whole(_) => false,
-            Self::Stream { rest, .. } => !rest.is_end_stream(),
-        }
-    }
-
-    fn is_large(&self) -> bool {
-        match self {
-            Self::Whole(_) => false,
-            Self::Stream { rest, .. } => rest
-                .size_hint()
-                .upper()
-                .is_none_or(|size| size > WATCHED_BYTES),
-        }
-    }
-
-    fn into_body(self, limit: u64, state: &Arc<UploadState>) -> RequestBody {
-        match self {
-            Self::Whole(bytes) => RequestBody::whole(bytes),
-            Self::Stream { first, rest } => {
-                let taken: u64 = first.iter().map(|bytes| bytes.len() as u64).sum();
-                RequestBody::stream(first, rest, limit.saturating_sub(taken), state.clone())
-            }
-        }
-    }
+pub(crate) enum Body {
+    /// Nothing of it was read.
+    Unread,
+    /// Its data so far; the rest is still with the client.
+    Begun(Vec<u8>),
+    /// Another one in place of the client's.
+    Json(Vec<u8>),
 }
 
 /// A call that has been routed.
 pub(crate) struct Call {
-    pub method: Method,
-    pub uri: Uri,
-    pub headers: HeaderMap,
-    pub upload: Upload,
+    pub head: RequestHead,
+    /// Path and query for the worker.
+    pub target: String,
+    pub body: Body,
     pub account: Account,
+}
+
+/// Why a request has no answer yet.
+pub(crate) enum Failure {
+    Reject(Reject),
+    /// Nobody is left to answer to.
+    Gone,
+}
+
+impl From<Reject> for Failure {
+    fn from(error: Reject) -> Self {
+        Self::Reject(error)
+    }
 }
 
 /// Serves a routed call. On an error the account is closed and the caller renders the error.
 pub(crate) async fn serve(
     core: &Core,
-    link: &Link,
+    client: &mut Client,
     mut call: Call,
-) -> Result<Response<Reply>, Reject> {
-    let outcome = attempt(core, link, &mut call).await;
-    link.set_watched(false);
-    match outcome {
-        Ok(answered) => Ok(answer(core, call.account, answered)),
-        Err(error) => {
+    keep_alive: bool,
+) -> Result<After, Failure> {
+    match attempt(core, client, &mut call).await {
+        Ok(answered) if answered.head.status == 101 => {
+            // Boxed, because it is rare and would make every call's state larger.
+            Ok(Box::pin(tunnel::join(client, call.account, answered)).await)
+        }
+        Ok(answered) => {
+            let Call { head, account, .. } = call;
+            Ok(answer(
+                core,
+                client,
+                &head,
+                Whose::Call(account),
+                answered,
+                keep_alive,
+            )
+            .await)
+        }
+        Err(Failure::Reject(error)) => {
             call.account.status = error.status;
             call.account.close(Outcome::Refused);
-            Err(error)
+            Err(error.into())
         }
+        Err(Failure::Gone) => Err(Failure::Gone),
     }
 }
 
-/// The head of a worker's answer and what belongs to it.
-pub(crate) struct Answered {
-    pub response: Response<Incoming>,
-    /// The connection, when whoever reads the body has to drive it.
-    pub line: Option<Box<Line>>,
-    pub connect: Duration,
-}
-
-async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, Reject> {
-    let policy = call.account.function.definition().policy.clone();
-    let wait = headers::client_timeout(&call.headers)?;
-    let wait = wait.map_or(policy.queue_timeout, |client| {
-        client.min(policy.queue_timeout)
-    });
-    let deadline = call.account.started + wait;
+async fn attempt(core: &Core, client: &mut Client, call: &mut Call) -> Result<Answered, Failure> {
+    let deadline = queue_deadline(call)?;
     core.budget.deposit();
-    link.set_watched(call.upload.is_large());
-    let slot = admit(call, link, deadline, false).await?;
-    call.account.granted = Some(Instant::now());
-    let mut worker = slot.worker.clone();
-    call.account.slot = Some(slot);
-    let mut request = Some(build(core, call, &worker.upstream));
+    let mut worker = enter(client, call, deadline, false).await?;
+    let mut upload = begin(core, client, call, &worker.upstream).await?;
+    let repeatable = call.head.is_idempotent() && call.head.framer.is_done();
+    let to_head = call.head.method() == "HEAD";
     let mut written = false;
     for attempt in 1.. {
         let (mut line, connect) = match open(core, &worker.upstream).await {
@@ -123,232 +106,154 @@ async fn attempt(core: &Core, link: &Link, call: &mut Call) -> Result<Answered, 
                 call.account.function.eject(worker.lease_id, reason.clone());
                 call.account.slot = None;
                 if attempt >= ATTEMPTS_MAX || !core.withdraw_retry() {
-                    return Err(Reject::worker_failed(reason));
+                    return Err(Reject::worker_failed(reason).into());
                 }
-                let slot = admit(call, link, deadline, true).await?;
-                worker = slot.worker.clone();
-                call.account.slot = Some(slot);
+                worker = enter(client, call, deadline, true).await?;
                 continue;
             }
         };
-        let Some(sending) = request.take() else { break };
-        let reused = line.reused;
-        // A worker that answered nothing on a fresh connection is given one more try, no more: the
-        // request itself may be what ends it.
-        let copy = repeatable(&sending).filter(|_| reused || !written);
-        let first_byte =
-            tokio::time::timeout(core.config.first_byte_timeout, line.exchange(sending));
-        let failed = match first_byte.await {
-            Ok(Ok(response)) => {
+        let asked = exchange::ask(client, &mut line, &mut upload, core.patience(), to_head).await;
+        call.account.bytes_in = upload.pump.bytes;
+        let why = match asked {
+            Ok(head) if head.status == 101 && call.upgrade().is_none() => io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it changed the protocol unasked",
+            ),
+            Ok(head) => {
                 return Ok(Answered {
-                    response,
-                    line: Some(line),
+                    head,
+                    line,
+                    upload,
+                    home: worker.upstream.clone(),
                     connect,
                 });
             }
-            Ok(Err(failed)) => failed,
-            Err(_) => {
+            Err(Miss::Gone) => return Err(Failure::Gone),
+            Err(Miss::Rejected(error)) => return Err(error.into()),
+            Err(Miss::Late) => {
                 let message = format!("worker {} did not answer in time", worker.pod_id);
-                return Err(Reject::new(504, "worker_timeout", message));
+                return Err(Reject::new(504, "worker_timeout", message).into());
             }
+            Err(Miss::Worker(why)) => why,
         };
-        if let Some(error) = upload_error(core, &call.account) {
-            return Err(error);
-        }
-        let mut failed = failed;
-        let unsent = failed.take_message();
-        written |= unsent.is_none() && !reused;
-        request = unsent.or(copy);
-        if request.is_none() || attempt >= ATTEMPTS_MAX || !core.withdraw_retry() {
-            let why = failed.into_error();
+        // A worker that answered nothing on a fresh connection is given one more try, no more: the
+        // request itself may be what ends it.
+        let sent = upload.pump.has_written();
+        let again = !sent || (repeatable && (line.reused || !written));
+        written |= sent && !line.reused;
+        if !again || attempt >= ATTEMPTS_MAX || !upload.rewind() || !core.withdraw_retry() {
             let message = format!("worker {} failed before it answered: {why}", worker.pod_id);
-            return Err(Reject::worker_failed(message));
+            return Err(Reject::worker_failed(message).into());
         }
         // A resting connection had died: the others are of the same age.
         worker.upstream.clear();
     }
-    Err(Reject::worker_failed("no attempt was left"))
+    Err(Reject::worker_failed("no attempt was left").into())
 }
 
 /// When the call gives up waiting for a slot.
-pub(crate) fn queue_deadline(call: &Call) -> Result<Instant, Reject> {
+fn queue_deadline(call: &Call) -> Result<Instant, Reject> {
     let policy = call.account.function.definition().policy.queue_timeout;
-    let client = headers::client_timeout(&call.headers)?;
+    let client = headers::client_timeout(&call.head)?;
     Ok(call.account.started + client.map_or(policy, |client| client.min(policy)))
 }
 
-pub(crate) async fn admit(
-    call: &Call,
-    link: &Link,
+/// Takes a slot, or waits for one; the account holds it.
+async fn enter(
+    client: &mut Client,
+    call: &mut Call,
     deadline: Instant,
     again: bool,
-) -> Result<Slot, Reject> {
-    match call.account.function.admit(again) {
-        Admission::Slot(slot) => Ok(slot),
-        Admission::Refused(error) => Err(error),
-        Admission::Wait(waiter) => {
-            if call.upload.is_waiting() {
-                link.set_watched(true);
-            }
-            waiter.wait(deadline).await
+) -> Result<Arc<Worker>, Failure> {
+    let slot = match call.account.function.admit(again) {
+        Admission::Slot(slot) => slot,
+        Admission::Refused(error) => return Err(error.into()),
+        Admission::Wait(waiter) => park(client, waiter, deadline).await?,
+    };
+    call.account.granted.get_or_insert_with(Instant::now);
+    let worker = slot.worker.clone();
+    call.account.slot = Some(slot);
+    Ok(worker)
+}
+
+/// Waits in line; the client may leave meanwhile.
+async fn park(client: &mut Client, mut waiter: Waiter, deadline: Instant) -> Result<Slot, Failure> {
+    client.wire.shrink();
+    let slot = poll_fn(|cx| {
+        if let Poll::Ready(slot) = waiter.poll(cx) {
+            return Poll::Ready(slot.map_err(Failure::Reject));
         }
-    }
+        if client.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Failure::Gone));
+        }
+        let late = client.timer.poll(cx, deadline);
+        late.map(|()| Err(Failure::Reject(waiter.too_late())))
+    })
+    .await;
+    client.unwatch();
+    slot
 }
 
 /// A connection to the worker and the time that opening it took.
-async fn open(core: &Core, upstream: &Upstream) -> std::io::Result<(Box<Line>, Duration)> {
+pub(crate) async fn open(core: &Core, upstream: &Upstream) -> io::Result<(Line, Duration)> {
     if let Some(line) = upstream.reuse() {
         return Ok((line, Duration::ZERO));
     }
     let started = Instant::now();
-    let line = upstream.connect(core.config.connect_timeout).await?;
+    // Boxed, because it is rare and would make every call's state larger.
+    let line = Box::pin(upstream.connect(core.config.connect_timeout)).await?;
     Ok((line, started.elapsed()))
 }
 
-/// The request as the worker gets it; takes the head and the body out of the call.
-pub(crate) fn build(core: &Core, call: &mut Call, upstream: &Upstream) -> Request<RequestBody> {
-    let upload = std::mem::replace(&mut call.upload, Upload::Whole(Bytes::new()));
-    let body = upload.into_body(core.config.body_bytes_max, &call.account.upload);
-    let mut request = Request::new(body);
-    *request.method_mut() = call.method.clone();
-    *request.uri_mut() = std::mem::take(&mut call.uri);
-    *request.version_mut() = Version::HTTP_11;
-    let mut headers = std::mem::take(&mut call.headers);
-    headers::strip_hop_by_hop(&mut headers);
-    headers.insert(X_REQUEST_ID.clone(), call.account.request_id.clone());
-    if !headers.contains_key(HOST)
-        && let Ok(host) = HeaderValue::try_from(upstream.address.to_string())
-    {
-        headers.insert(HOST, host);
-    }
-    *request.headers_mut() = headers;
-    request
-}
-
-/// A copy of a request that may be sent twice although the first was written.
-fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.method().is_idempotent() || !request.body().is_end_stream() {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::whole(Bytes::new()));
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
-fn upload_error(core: &Core, account: &Account) -> Option<Reject> {
-    match account.upload.fault()? {
-        UploadFault::TooLarge => Some(Reject::body_too_large(core.config.body_bytes_max)),
-        UploadFault::Malformed => Some(Reject::bad_request(
-            "the request body is malformed or was cut",
-        )),
-    }
-}
-
-/// The worker's answer as the client gets it.
-pub(crate) fn answer(core: &Core, mut account: Account, answered: Answered) -> Response<Reply> {
-    let Answered {
-        response,
-        line,
-        connect,
-    } = answered;
-    let now = Instant::now();
-    account.first_byte = Some(now);
-    account.status = response.status().as_u16();
-    let (mut parts, incoming) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers);
-    let headers = &mut parts.headers;
-    headers.insert(X_REQUEST_ID.clone(), account.request_id.clone());
-    let ttft_ms = (now - account.started).as_millis() as u64;
-    headers.insert(X_TTFT_LATENCY.clone(), HeaderValue::from(ttft_ms));
-    let connect_ms = connect.as_millis() as u64;
-    headers.insert(X_TCPCONN_LATENCY.clone(), HeaderValue::from(connect_ms));
-    let mut upstream = None;
-    if let Some(slot) = &account.slot {
-        if let Ok(pod) = HeaderValue::from_str(&slot.worker.pod_id) {
-            headers.insert(X_INFERX_POD.clone(), pod);
-        }
-        let start = HeaderValue::from_static(slot.start.name());
-        headers.insert(X_INFERX_START.clone(), start);
-        upstream = Some(slot.worker.upstream.clone());
-    }
-    let upstream = upstream.unwrap_or_else(|| core.control.clone());
-    let idle_timeout = core.config.idle_timeout;
-    let body = RelayBody::new(incoming, line, upstream, Some(account), idle_timeout);
-    respond(parts, body)
-}
-
-fn respond(parts: http::response::Parts, body: RelayBody) -> Response<Reply> {
-    let mut response = Response::new(Reply::relay(body));
-    *response.status_mut() = parts.status;
-    *response.headers_mut() = parts.headers;
-    response
-}
-
-/// Hands a request that is not an inference call to the control server, unchanged.
-pub(crate) async fn control(
+/// The request as the worker gets it; takes the body out of the call.
+async fn begin(
     core: &Core,
-    parts: Parts,
-    body: Incoming,
-    request_id: &HeaderValue,
-) -> Result<Response<Reply>, Reject> {
-    let state = Arc::<UploadState>::default();
-    let limit = core.config.body_bytes_max;
-    let mut request = Request::new(RequestBody::stream(
-        VecDeque::new(),
-        body,
-        limit,
-        state.clone(),
-    ));
-    *request.method_mut() = parts.method;
-    *request.uri_mut() = parts.uri;
-    let mut headers = parts.headers;
-    headers::strip_hop_by_hop(&mut headers);
-    headers.insert(X_REQUEST_ID.clone(), request_id.clone());
-    *request.headers_mut() = headers;
-    let unavailable = |error: String| {
-        Reject::new(
-            503,
-            "unavailable",
-            format!("the control server does not answer: {error}"),
-        )
-        .retry_after(1000)
+    client: &mut Client,
+    call: &mut Call,
+    upstream: &Upstream,
+) -> Result<Upload, Failure> {
+    if !client.want_body().await {
+        return Err(Failure::Gone);
+    }
+    let body = std::mem::replace(&mut call.body, Body::Unread);
+    let sent = match (&body, client.body) {
+        (Body::Unread, _) => Sent::AsItCame,
+        (Body::Json(data), _) => Sent::Json(data.len() as u64),
+        (Body::Begun(_), _) if matches!(call.head.framer, Framer::Chunked(_)) => Sent::AsItCame,
+        (Body::Begun(data), Framer::Length(left)) => Sent::Length(data.len() as u64 + left),
+        (Body::Begun(data), _) => Sent::Length(data.len() as u64),
     };
-    let (mut line, _) = open(core, &core.control)
-        .await
-        .map_err(|error| unavailable(error.to_string()))?;
-    let response = match line.exchange(request).await {
-        Ok(response) => response,
-        Err(_) if state.fault() == Some(UploadFault::TooLarge) => {
-            return Err(Reject::body_too_large(limit));
-        }
-        Err(_) if state.fault().is_some() => {
-            return Err(Reject::bad_request(
-                "the request body is malformed or was cut",
-            ));
-        }
-        Err(failed) => return Err(unavailable(failed.into_error().to_string())),
+    let coding = match &body {
+        Body::Json(_) => Coding::Raw,
+        Body::Unread | Body::Begun(_) => Coding::of_upload(&call.head.framer),
     };
-    let (mut parts, incoming) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers);
-    parts
-        .headers
-        .insert(X_REQUEST_ID.clone(), request_id.clone());
-    let idle_timeout = core.config.control_idle_timeout;
-    let body = RelayBody::new(
-        incoming,
-        Some(line),
-        core.control.clone(),
-        None,
-        idle_timeout,
-    );
-    Ok(respond(parts, body))
+    let outgoing = Outgoing {
+        target: &call.target,
+        request_id: &call.account.request_id,
+        sent,
+        host: &upstream.address,
+        upgrade: call.upgrade(),
+    };
+    let head = headers::write_request(&call.head, &outgoing);
+    let mut pump = Pump::new(head, coding, core.config.body_bytes_max);
+    match &body {
+        Body::Begun(data) | Body::Json(data) => pump.push(data),
+        Body::Unread => {}
+    }
+    let mut upload = Upload::new(pump, core.config.body_bytes_max);
+    upload.prime(client).map_err(|miss| match miss {
+        Miss::Rejected(error) => Failure::Reject(error),
+        _ => Failure::Gone,
+    })?;
+    Ok(upload)
 }
 
-/// The declared length of a request's body.
-pub(crate) fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+impl Call {
+    /// The protocol that the client asks to change to.
+    pub(crate) fn upgrade(&self) -> Option<&[u8]> {
+        let wanted = self.head.get(Known::Upgrade);
+        wanted.filter(|_| self.head.upgrade)
+    }
 }
 
 impl Core {
@@ -358,5 +263,12 @@ impl Core {
             self.stats.retries.fetch_add(1, Ordering::Relaxed);
         }
         granted
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            first_byte: self.config.first_byte_timeout,
+            idle: self.config.idle_timeout,
+        }
     }
 }

@@ -1,30 +1,28 @@
 //! The listening socket: accepts clients, serves each in its own task, and drains them in the end.
 //! Must never stop accepting because of one client, nor end a request when it is told to drain.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::guard::{GuardedStream, Limits};
-use crate::link::Link;
+use crate::client::{Client, Next};
+use crate::deliver::After;
 use crate::plane::Core;
-use crate::service::handle;
+use crate::service;
+use crate::socket::Socket;
 
 const BACKLOG: i32 = 4096;
 /// Large prompts arrive on fresh connections, whose window would otherwise grow only slowly.
 const RECEIVE_BUFFER: usize = 1 << 20;
-const PARSER_BUFFER_MAX: usize = 64 << 10;
 
 /// Opens the listening socket; the error names the address.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -32,7 +30,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
         io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
     };
     let open = || {
-        let socket = Socket::new(
+        let socket = RawSocket::new(
             Domain::for_address(address),
             Type::STREAM,
             Some(Protocol::TCP),
@@ -69,7 +67,9 @@ pub(crate) async fn accept(
                 let (core, stop) = (core.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    serve(core, stream, stop).await;
+                    // Fails only for a socket that is closed already, as the first read finds.
+                    let _ = stream.set_nodelay(true);
+                    serve(core, Socket::Tcp(stream), stop).await;
                 });
             }
             Err(error) if is_of_one_client(&error) => {}
@@ -94,36 +94,59 @@ async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn serve(core: Arc<Core>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
-    let stats = &core.stats;
-    stats.connections.fetch_add(1, Ordering::Relaxed);
-    stats.connections_open.fetch_add(1, Ordering::Relaxed);
-    // Fails only for a socket that is closed already, which the first read finds out as well.
-    let _ = stream.set_nodelay(true);
-    let link = Arc::new(Link::default());
-    let limits = Limits {
-        head_bytes_max: core.config.head_bytes_max,
-        head_timeout: core.config.head_timeout,
-        keep_alive_timeout: core.config.keep_alive_timeout,
-        idle_timeout: core.config.idle_timeout,
-    };
-    let io = TokioIo::new(GuardedStream::new(stream, link.clone(), limits));
-    let service = service_fn(|request: Request<Incoming>| {
-        let answer = handle(core.clone(), link.clone(), request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
-    });
-    let connection = http1::Builder::new()
-        .max_buf_size(PARSER_BUFFER_MAX.max(core.config.head_bytes_max + 8192))
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        // How a client's connection ends is told by the accounts of its calls.
-        _ = connection.as_mut() => {}
-        () = told_to_stop(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.as_mut().await;
+/// Tells one connection that the plane drains.
+pub(crate) struct Stop {
+    flag: watch::Receiver<bool>,
+    told: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Stop {
+    fn new(flag: watch::Receiver<bool>) -> Self {
+        Self { flag, told: None }
+    }
+
+    fn is_set(&self) -> bool {
+        *self.flag.borrow()
+    }
+
+    /// Ready when the plane drains.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let told = self.told.get_or_insert_with(|| {
+            let mut flag = self.flag.clone();
+            Box::pin(async move { told_to_stop(&mut flag).await })
+        });
+        ready!(told.as_mut().poll(cx));
+        self.told = None;
+        Poll::Ready(())
+    }
+}
+
+/// Serves one connection until it ends.
+pub(crate) async fn serve(core: Arc<Core>, socket: Socket, stop: watch::Receiver<bool>) {
+    core.stats.connections.fetch_add(1, Ordering::Relaxed);
+    core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
+    converse(&core, socket, Stop::new(stop)).await;
+    core.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Serves the requests of one connection, one after the other.
+pub(crate) async fn converse(core: &Core, socket: Socket, mut stop: Stop) {
+    let mut client = Client::new(socket, &core.config);
+    loop {
+        match client.next(&mut stop).await {
+            Next::Request(head) => {
+                match service::handle(core, &mut client, head, !stop.is_set()).await {
+                    After::KeepAlive => {}
+                    After::Close => break,
+                    After::Cut => return,
+                }
+            }
+            Next::Refused(refusal) => {
+                service::refuse(core, &mut client, refusal).await;
+                break;
+            }
+            Next::Closed => return,
         }
     }
-    stats.connections_open.fetch_sub(1, Ordering::Relaxed);
+    client.close().await;
 }

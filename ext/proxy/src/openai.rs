@@ -1,10 +1,7 @@
 //! Finds the top-level `model` of a JSON request while it streams in, and replaces its value.
 //! Must never re-serialise a request: only the bytes of that one value change.
 
-use std::collections::VecDeque;
 use std::ops::Range;
-
-use bytes::Bytes;
 
 /// What the scan found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,30 +187,11 @@ fn decode(text: &[u8]) -> Option<String> {
     serde_json::from_slice(&quoted).ok()
 }
 
-/// Replaces the value at `at` by `name`, leaving every other byte where it is in memory.
-pub(crate) fn splice(frames: VecDeque<Bytes>, at: &Range<usize>, name: &str) -> VecDeque<Bytes> {
+/// Replaces the value at `at` by `name`; every other byte stays as it is.
+pub(crate) fn splice(mut body: Vec<u8>, at: &Range<usize>, name: &str) -> Vec<u8> {
     let value = serde_json::Value::from(name).to_string();
-    let mut value = Some(Bytes::from(value));
-    let mut out = VecDeque::with_capacity(frames.len() + 2);
-    let mut offset = 0;
-    for frame in frames {
-        let length = frame.len();
-        let before = at.start.saturating_sub(offset).min(length);
-        let after = at.end.saturating_sub(offset).min(length);
-        if before > 0 {
-            out.push_back(frame.slice(..before));
-        }
-        if before < length
-            && let Some(value) = value.take()
-        {
-            out.push_back(value);
-        }
-        if after < length {
-            out.push_back(frame.slice(after..));
-        }
-        offset += length;
-    }
-    out
+    body.splice(at.clone(), value.into_bytes());
+    body
 }
 
 #[cfg(test)]
@@ -277,11 +255,10 @@ mod tests {
     fn a_splice_changes_only_the_value() {
         let body = br#"{"a":1,"model":"old","b":2}"#;
         for pieces in 1..body.len() {
-            let frames = body.chunks(pieces).map(Bytes::copy_from_slice).collect();
             let Some(Found::Model { at, .. }) = scan(body, pieces) else {
                 panic!("no model")
             };
-            let out: Vec<u8> = splice(frames, &at, "n\"w").into_iter().flatten().collect();
+            let out = splice(body.to_vec(), &at, "n\"w");
             assert_eq!(out, br#"{"a":1,"model":"n\"w","b":2}"#);
         }
     }

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use http::{HeaderValue, Response, StatusCode};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -19,9 +18,10 @@ use crate::budget::RetryBudget;
 use crate::config::Config;
 use crate::definition::Definition;
 use crate::dispatch::{Function, Hub, Worker};
+use crate::door::Door;
 use crate::events::{Event, Outbox};
 use crate::listener;
-use crate::reply::{Reject, Reply, X_REQUEST_ID, text};
+use crate::reply::Reject;
 use crate::route::Routes;
 use crate::stats::{BOUNDS_MS, PlaneStats, Start};
 use crate::upstream::{Address, Upstream};
@@ -49,20 +49,16 @@ impl Core {
         Err(Reject::new(503, "unavailable", message).retry_after(1000))
     }
 
-    pub(crate) fn readiness(&self, id: &HeaderValue) -> Result<Response<Reply>, Reject> {
+    /// Refuses until the gateway can serve.
+    pub(crate) fn check_ready(&self) -> Result<(), Reject> {
         let reason = self
             .not_ready
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if let Some(reason) = reason {
-            return Err(Reject::new(503, "unavailable", reason).retry_after(1000));
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*reason {
+            Some(reason) => Err(Reject::new(503, "unavailable", reason.clone()).retry_after(1000)),
+            None => Ok(()),
         }
-        let mut response = text(StatusCode::OK, "ready\n");
-        response
-            .headers_mut()
-            .insert(X_REQUEST_ID.clone(), id.clone());
-        Ok(response)
     }
 }
 
@@ -93,7 +89,8 @@ pub struct Plane {
 struct Running {
     runtime: Runtime,
     stop: watch::Sender<bool>,
-    address: SocketAddr,
+    /// None when calls come through a door only.
+    address: Option<SocketAddr>,
 }
 
 impl Plane {
@@ -139,11 +136,7 @@ impl Plane {
         }
         let socket = listener::bind(self.core.config.listen)?;
         let address = socket.local_addr()?;
-        let mut builder = Builder::new_multi_thread();
-        if self.core.config.threads > 0 {
-            builder.worker_threads(self.core.config.threads);
-        }
-        let runtime = builder.enable_all().thread_name("inferx-proxy").build()?;
+        let runtime = self.build_runtime()?;
         let (stop, stopped) = watch::channel(false);
         let listener = {
             let _inside = runtime.enter();
@@ -153,9 +146,39 @@ impl Plane {
         *running = Some(Running {
             runtime,
             stop,
-            address,
+            address: Some(address),
         });
         Ok(address)
+    }
+
+    /// A door for calls that another server reads; the plane runs without a listener of its own
+    /// when it was not started before.
+    ///
+    /// # Errors
+    /// When the system has no threads or descriptors left.
+    pub fn open_door(&self) -> io::Result<Door> {
+        let mut running = self.running();
+        if running.is_none() {
+            *running = Some(Running {
+                runtime: self.build_runtime()?,
+                stop: watch::channel(false).0,
+                address: None,
+            });
+        }
+        let parts = running
+            .as_ref()
+            .map(|it| (it.runtime.handle().clone(), it.stop.subscribe()));
+        let (runtime, stop) =
+            parts.ok_or_else(|| io::Error::other("the data plane does not run"))?;
+        Door::new(self.core.clone(), runtime, stop)
+    }
+
+    fn build_runtime(&self) -> io::Result<Runtime> {
+        let mut builder = Builder::new_multi_thread();
+        if self.core.config.threads > 0 {
+            builder.worker_threads(self.core.config.threads);
+        }
+        builder.enable_all().thread_name("inferx-proxy").build()
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
@@ -168,7 +191,7 @@ impl Plane {
 
     /// The address that the plane listens on, when it does.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.running().as_ref().map(|running| running.address)
+        self.running().as_ref().and_then(|running| running.address)
     }
 
     /// Stops accepting and waits until the open requests have ended or the time is over.

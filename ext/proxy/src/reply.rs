@@ -2,18 +2,11 @@
 //! Must never answer a call that a worker has begun to answer.
 
 use std::borrow::Cow;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http::StatusCode;
 use serde::Serialize;
 
-use crate::link::Link;
-use crate::relay::RelayBody;
+use crate::headers::{push, push_date, push_field, push_status};
 
 /// An error as a client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,23 +96,38 @@ struct Envelope<T> {
     error: T,
 }
 
-pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// What an answer that the data plane gives itself looks like around its body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Frame<'a> {
+    pub request_id: &'a str,
+    /// No request is taken after this one.
+    pub close: bool,
+    /// It answers a HEAD request: the body is left out.
+    pub to_head: bool,
+}
 
-/// Renders an error; `request_id` is in the body and in the header.
-pub(crate) fn reject(
-    error: &Reject,
-    shape: ErrorShape,
-    request_id: &HeaderValue,
-) -> Response<Reply> {
-    let id = request_id.to_str().unwrap_or_default();
+/// Renders an error; the request id is in the body and in the header.
+pub(crate) fn reject(error: &Reject, shape: ErrorShape, frame: Frame<'_>) -> Vec<u8> {
+    let body = error_body(error, shape, frame.request_id);
+    let retry_after_s = error.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
+    render(
+        error.status,
+        "application/json",
+        &body,
+        retry_after_s,
+        frame,
+    )
+}
+
+/// The JSON that tells an error.
+pub(crate) fn error_body(error: &Reject, shape: ErrorShape, request_id: &str) -> Vec<u8> {
     let body = match shape {
         ErrorShape::Platform => serde_json::to_vec(&Envelope {
             error: PlatformError {
                 code: &error.code,
                 message: &error.message,
                 retry_after_ms: error.retry_after_ms,
-                request_id: id,
+                request_id,
             },
         }),
         ErrorShape::OpenAi => serde_json::to_vec(&Envelope {
@@ -129,24 +137,12 @@ pub(crate) fn reject(
                 param: (error.code == "model_not_found").then_some("model"),
                 code: &error.code,
                 retry_after_ms: error.retry_after_ms,
-                request_id: id,
+                request_id,
             },
         }),
     };
-    let body = body.unwrap_or_default();
-    let mut response = Response::new(Reply::full(Bytes::from(body)));
-    *response.status_mut() =
-        StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, JSON.clone());
-    headers.insert(X_REQUEST_ID.clone(), request_id.clone());
-    if let Some(retry_after_ms) = error.retry_after_ms {
-        headers.insert(
-            RETRY_AFTER,
-            HeaderValue::from(retry_after_ms.div_ceil(1000).max(1)),
-        );
-    }
-    response
+    // Strings and numbers always have a JSON form.
+    body.unwrap_or_default()
 }
 
 fn openai_kind(status: u16) -> &'static str {
@@ -160,91 +156,41 @@ fn openai_kind(status: u16) -> &'static str {
 }
 
 /// A short text answer such as that of the health routes.
-pub(crate) fn text(status: StatusCode, body: &'static str) -> Response<Reply> {
-    let mut response = Response::new(Reply::full(Bytes::from_static(body.as_bytes())));
-    *response.status_mut() = status;
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
+pub(crate) fn text(body: &str, frame: Frame<'_>) -> Vec<u8> {
+    render(
+        200,
+        "text/plain; charset=utf-8",
+        body.as_bytes(),
+        None,
+        frame,
+    )
 }
 
-/// Asks that the connection be closed after this answer.
-pub(crate) fn closing(mut response: Response<Reply>) -> Response<Reply> {
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-/// The body of every answer.
-pub(crate) struct Reply {
-    content: Content,
-    link: Option<Arc<Link>>,
-}
-
-enum Content {
-    Full(Option<Bytes>),
-    Relay(Box<RelayBody>),
-}
-
-impl Reply {
-    pub(crate) fn full(bytes: Bytes) -> Self {
-        let bytes = (!bytes.is_empty()).then_some(bytes);
-        Self {
-            content: Content::Full(bytes),
-            link: None,
-        }
+fn render(
+    status: u16,
+    kind: &str,
+    body: &[u8],
+    retry_after_s: Option<u64>,
+    frame: Frame<'_>,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256 + body.len());
+    push_status(&mut out, status);
+    let reason = StatusCode::from_u16(status).ok();
+    let reason = reason.and_then(|status| status.canonical_reason());
+    push_field(&mut out, reason.unwrap_or("Error").as_bytes(), b"");
+    push_field(&mut out, b"content-type: ", kind.as_bytes());
+    push(&mut out, format_args!("content-length: {}\r\n", body.len()));
+    push_field(&mut out, b"x-request-id: ", frame.request_id.as_bytes());
+    if let Some(seconds) = retry_after_s {
+        push(&mut out, format_args!("retry-after: {seconds}\r\n"));
     }
-
-    pub(crate) fn relay(body: RelayBody) -> Self {
-        Self {
-            content: Content::Relay(Box::new(body)),
-            link: None,
-        }
+    push_date(&mut out);
+    if frame.close {
+        push_field(&mut out, b"connection: ", b"close");
     }
-
-    /// Keeps the connection marked as busy until this body has been sent or given up.
-    pub(crate) fn holding(mut self, link: Arc<Link>) -> Self {
-        self.link = Some(link);
-        self
+    out.extend_from_slice(b"\r\n");
+    if !frame.to_head {
+        out.extend_from_slice(body);
     }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        if let Some(link) = &self.link {
-            link.set_busy(false);
-        }
-    }
-}
-
-impl Body for Reply {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match &mut self.content {
-            Content::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Content::Relay(body) => Pin::new(&mut **body).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Full(bytes) => bytes.is_none(),
-            Content::Relay(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Content::Relay(body) => body.size_hint(),
-        }
-    }
+    out
 }

@@ -1,145 +1,170 @@
 //! The front door: which request is answered here, by a worker, or by the control server.
 //! Must never read a body further than its route needs.
 
-use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, UPGRADE};
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::account::{self, Account};
 use crate::auth::Caller;
-use crate::call::{self, Call, Upload, declared_length};
+use crate::call::{self, Body, Call, Failure};
+use crate::client::Client;
+use crate::control;
+use crate::deliver::After;
 use crate::dispatch::Function;
-use crate::headers::request_id;
-use crate::link::Link;
+use crate::framing::{Refusal, RequestHead};
+use crate::headers::{new_request_id, request_id};
 use crate::openai::{Found, ModelScan, splice};
 use crate::plane::Core;
-use crate::reply::{ErrorShape, Reject, Reply, X_REQUEST_ID, closing, reject, text};
+use crate::reply::{ErrorShape, Frame, Reject, reject, text};
 use crate::route::{is_name, split_call};
-use crate::tunnel;
+
+/// Answers a request whose head was refused; the connection ends with it.
+pub(crate) async fn refuse(core: &Core, client: &mut Client, refusal: Refusal) {
+    core.stats.requests.fetch_add(1, Ordering::Relaxed);
+    let code = if refusal.status == 400 {
+        "bad_request"
+    } else {
+        "request_refused"
+    };
+    let error = Reject::new(refusal.status, code, refusal.message);
+    let frame = Frame {
+        request_id: &new_request_id(),
+        close: true,
+        to_head: false,
+    };
+    // Whether the client still hears it or not, the connection is closed now.
+    let _ = client
+        .send(&reject(&error, ErrorShape::Platform, frame))
+        .await;
+}
 
 /// Answers one request of a client connection.
 pub(crate) async fn handle(
-    core: Arc<Core>,
-    link: Arc<Link>,
-    request: Request<Incoming>,
-) -> Response<Reply> {
-    link.set_busy(true);
+    core: &Core,
+    client: &mut Client,
+    head: RequestHead,
+    may_keep: bool,
+) -> After {
     core.stats.requests.fetch_add(1, Ordering::Relaxed);
-    let response = respond(&core, &link, request).await;
-    link.decide_upgrade(response.status() == StatusCode::SWITCHING_PROTOCOLS);
-    response.map(|reply| reply.holding(link))
+    let keep_alive = head.keep_alive && may_keep;
+    let to_head = head.method() == "HEAD";
+    let id = request_id(&head);
+    let shape = shape_of(&head);
+    let failure = match respond(core, client, head, &id, keep_alive).await {
+        Ok(after) => return after,
+        Err(failure) => failure,
+    };
+    let Failure::Reject(error) = failure else {
+        return After::Cut;
+    };
+    // The rest of such an upload is not worth reading.
+    let close = !keep_alive || matches!(error.status, 400 | 413) || !client.skip_body();
+    let frame = Frame {
+        request_id: &id,
+        close,
+        to_head,
+    };
+    finish(client, &reject(&error, shape, frame), close).await
 }
 
-async fn respond(core: &Arc<Core>, link: &Link, mut request: Request<Incoming>) -> Response<Reply> {
-    let client = link
-        .wants_upgrade()
-        .then(|| hyper::upgrade::on(&mut request));
-    let (parts, body) = request.into_parts();
-    let id = request_id(&parts.headers);
-    if let Some(refusal) = link.refusal() {
-        let code = if refusal.status == 400 {
-            "bad_request"
-        } else {
-            "request_refused"
-        };
-        let error = Reject::new(refusal.status, code, refusal.message);
-        return closing(reject(&error, ErrorShape::Platform, &id));
+/// Sends a whole answer.
+async fn finish(client: &mut Client, answer: &[u8], close: bool) -> After {
+    match client.send(answer).await {
+        true if close => After::Close,
+        true => After::KeepAlive,
+        false => After::Cut,
     }
-    let path = parts.uri.path();
-    let openai = path.starts_with("/v1/") && path != "/v1/models" && parts.method == Method::POST;
-    let shape = if openai {
+}
+
+fn is_openai(head: &RequestHead, path: &str) -> bool {
+    path.starts_with("/v1/") && path != "/v1/models" && head.method() == "POST"
+}
+
+fn shape_of(head: &RequestHead) -> ErrorShape {
+    if is_openai(head, head.path_and_query().0) {
         ErrorShape::OpenAi
     } else {
         ErrorShape::Platform
-    };
-    if declared_length(&parts.headers).is_some_and(|size| size > core.config.body_bytes_max) {
-        let error = Reject::body_too_large(core.config.body_bytes_max);
-        return closing(reject(&error, shape, &id));
-    }
-    let outcome = match path {
-        "/" | "/healthz" if is_read(&parts.method) => {
-            let mut response = text(StatusCode::OK, "ok\n");
-            response.headers_mut().insert(X_REQUEST_ID.clone(), id);
-            return response;
-        }
-        "/readyz" if is_read(&parts.method) => core.readiness(&id),
-        "/funccall" | "/funccall/" => json_call(core, link, parts, body, &id).await,
-        _ if path.starts_with("/funccall/") => {
-            path_call(core, link, parts, body, client, &id).await
-        }
-        _ if openai => openai_call(core, link, parts, body, &id).await,
-        _ => call::control(core, parts, body, &id).await,
-    };
-    match outcome {
-        Ok(response) => response,
-        Err(error) => {
-            let response = reject(&error, shape, &id);
-            // The rest of such an upload is not worth reading.
-            if matches!(error.status, 400 | 413) {
-                closing(response)
-            } else {
-                response
-            }
-        }
     }
 }
 
-fn is_read(method: &Method) -> bool {
-    method == Method::GET || method == Method::HEAD
+async fn respond(
+    core: &Core,
+    client: &mut Client,
+    head: RequestHead,
+    id: &str,
+    keep_alive: bool,
+) -> Result<After, Failure> {
+    let limit = core.config.body_bytes_max;
+    if head.declared_length().is_some_and(|size| size > limit) {
+        return Err(Reject::body_too_large(limit).into());
+    }
+    let (path, _) = head.path_and_query();
+    match path {
+        _ if path.starts_with("/funccall/") && path.len() > 10 => {
+            let call = path_call(core, client, head, id).await?;
+            call::serve(core, client, call, keep_alive).await
+        }
+        "/" | "/healthz" if head.is_read() => health(client, &head, id, "ok\n", keep_alive).await,
+        "/readyz" if head.is_read() => {
+            core.check_ready()?;
+            health(client, &head, id, "ready\n", keep_alive).await
+        }
+        // Boxed, because each would make the state of every path call larger.
+        "/funccall" | "/funccall/" => Box::pin(json_call(core, client, head, id, keep_alive)).await,
+        _ if is_openai(&head, path) => {
+            Box::pin(openai_call(core, client, head, id, keep_alive)).await
+        }
+        _ => Box::pin(control::serve(core, client, head, id, keep_alive)).await,
+    }
+}
+
+async fn health(
+    client: &mut Client,
+    head: &RequestHead,
+    id: &str,
+    body: &str,
+    keep_alive: bool,
+) -> Result<After, Failure> {
+    let close = !keep_alive || !client.skip_body();
+    let frame = Frame {
+        request_id: id,
+        close,
+        to_head: head.method() == "HEAD",
+    };
+    Ok(finish(client, &text(body, frame), close).await)
 }
 
 /// `* /funccall/{tenant}/{namespace}/{function}/{path...}`
 async fn path_call(
-    core: &Arc<Core>,
-    link: &Link,
-    mut parts: Parts,
-    body: Incoming,
-    client: Option<OnUpgrade>,
-    id: &HeaderValue,
-) -> Result<Response<Reply>, Reject> {
-    let caller = identify(core, &mut parts, id).await?;
-    let path = parts.uri.path();
+    core: &Core,
+    client: &mut Client,
+    mut head: RequestHead,
+    id: &str,
+) -> Result<Call, Failure> {
+    let caller = identify(core, client, &mut head, id).await?;
+    let (path, query) = head.path_and_query();
     let Some(split) = split_call(path) else {
-        return Err(Reject::new(
-            404,
-            "not_found",
-            format!("there is nothing at {path}"),
-        ));
+        let message = format!("there is nothing at {path}");
+        return Err(Reject::new(404, "not_found", message).into());
     };
     let (key, rest) = split?;
-    let function = enter(core, &caller, &key, &parts.method, id)?;
+    let function = enter(core, &caller, &key, &head, id)?;
     let slash = if rest.is_empty() { "/" } else { "" };
-    let target = match parts.uri.query() {
+    let target = match query {
         Some(query) => format!("{slash}{rest}?{query}"),
-        None => format!("{slash}{rest}"),
+        None => [slash, rest].concat(),
     };
-    let upload = Upload::Stream {
-        first: VecDeque::new(),
-        rest: body,
-    };
-    let account = open_account(core, function, id, &parts.method, &caller);
-    let protocol = parts.headers.get(UPGRADE).cloned();
-    let call = Call {
-        uri: worker_uri(&target)?,
-        method: parts.method,
-        headers: parts.headers,
-        upload,
-        account,
-    };
-    match (client, protocol) {
-        (Some(client), Some(protocol)) => tunnel::serve(core, link, call, client, protocol).await,
-        _ => call::serve(core, link, call).await,
-    }
+    Ok(Call {
+        target,
+        account: open_account(core, function, id, &head, &caller),
+        body: Body::Unread,
+        head,
+    })
 }
 
 #[derive(Deserialize)]
@@ -155,67 +180,67 @@ struct CallForm<'a> {
 /// `POST /funccall` with the function and the payload in a JSON body.
 async fn json_call(
     core: &Core,
-    link: &Link,
-    mut parts: Parts,
-    body: Incoming,
-    id: &HeaderValue,
-) -> Result<Response<Reply>, Reject> {
-    let caller = identify(core, &mut parts, id).await?;
-    if parts.method != Method::POST {
-        return Err(Reject::new(
-            405,
-            "method_not_allowed",
-            "POST a JSON body to /funccall",
-        ));
+    client: &mut Client,
+    mut head: RequestHead,
+    id: &str,
+    keep_alive: bool,
+) -> Result<After, Failure> {
+    let caller = identify(core, client, &mut head, id).await?;
+    if head.method() != "POST" {
+        let message = "POST a JSON body to /funccall";
+        return Err(Reject::new(405, "method_not_allowed", message).into());
     }
-    let body = read_whole(core, body).await?;
+    let body = read_whole(core, client).await?;
     let form: CallForm<'_> = serde_json::from_slice(&body)
         .map_err(|error| Reject::bad_request(format!("the body of /funccall: {error}")))?;
     for name in [&form.tenant, &form.namespace, &form.funcname] {
         if !is_name(name) {
             let message = format!("`{name}` is not a name: expected [A-Za-z0-9][A-Za-z0-9._-]*");
-            return Err(Reject::bad_request(message));
+            return Err(Reject::bad_request(message).into());
         }
     }
     let key = format!("{}/{}/{}", form.tenant, form.namespace, form.funcname);
-    let function = enter(core, &caller, &key, &parts.method, id)?;
+    let function = enter(core, &caller, &key, &head, id)?;
     // Manifests write their sample query's path without the slash; so may callers.
     let path = form.path.as_deref().unwrap_or("funccall");
-    let path = format!("/{}", path.strip_prefix('/').unwrap_or(path));
-    let payload = body.slice_ref(form.payload.get().as_bytes());
-    let mut headers = parts.headers;
-    set_length(&mut headers, payload.len());
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let target = format!("/{}", path.strip_prefix('/').unwrap_or(path));
+    if !target
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    {
+        let message = format!("the path to the worker: `{path}` is not visible ASCII");
+        return Err(Reject::bad_request(message).into());
+    }
     let call = Call {
-        uri: worker_uri(&path)?,
-        method: Method::POST,
-        headers,
-        upload: Upload::Whole(payload),
-        account: open_account(core, function, id, &Method::POST, &caller),
+        target,
+        body: Body::Json(form.payload.get().as_bytes().to_vec()),
+        account: open_account(core, function, id, &head, &caller),
+        head,
     };
-    call::serve(core, link, call).await
+    drop(body);
+    call::serve(core, client, call, keep_alive).await
 }
 
 /// `POST /v1/...`: the function is named by the request's `model`.
 async fn openai_call(
     core: &Core,
-    link: &Link,
-    mut parts: Parts,
-    mut body: Incoming,
-    id: &HeaderValue,
-) -> Result<Response<Reply>, Reject> {
-    let caller = identify(core, &mut parts, id).await?;
-    let (mut frames, name, at) = read_model(core, &mut body).await?;
+    client: &mut Client,
+    mut head: RequestHead,
+    id: &str,
+    keep_alive: bool,
+) -> Result<After, Failure> {
+    let caller = identify(core, client, &mut head, id).await?;
+    let (mut begun, name, at) = read_model(core, client).await?;
     let found = core.routes.find_model(&name, &core.config.default_tenant);
     // A model that may not be called looks like one that does not exist.
     let found = match found {
-        Some(function) => match enter(core, &caller, &function.key, &parts.method, id) {
+        Some(function) => match enter(core, &caller, &function.key, &head, id) {
             Err(error) if error.status == 403 => None,
             entered => Some(entered?),
         },
         None => {
             if matches!(caller, Caller::Anonymous) {
-                enter(core, &caller, &name, &parts.method, id)?;
+                enter(core, &caller, &name, &head, id)?;
             }
             None
         }
@@ -223,97 +248,87 @@ async fn openai_call(
     let Some(function) = found else {
         core.check_synced()?;
         let message = format!("The model `{name}` does not exist or you do not have access to it.");
-        return Err(Reject::new(404, "model_not_found", message));
+        return Err(Reject::new(404, "model_not_found", message).into());
     };
-    let mut headers = parts.headers;
     if let Some(served) = &function.definition().served_model {
-        let before: usize = frames.iter().map(Bytes::len).sum();
-        frames = splice(frames, &at, served);
-        let after: usize = frames.iter().map(Bytes::len).sum();
-        if let Some(length) = declared_length(&headers) {
-            set_length(
-                &mut headers,
-                (length as usize + after).saturating_sub(before),
-            );
-        }
+        begun = splice(begun, &at, served);
     }
     let call = Call {
-        uri: worker_uri(
-            parts
-                .uri
-                .path_and_query()
-                .map_or("/", |target| target.as_str()),
-        )?,
-        method: parts.method.clone(),
-        headers,
-        upload: Upload::Stream {
-            first: frames,
-            rest: body,
-        },
-        account: open_account(core, function, id, &parts.method, &caller),
+        target: head.target().to_owned(),
+        body: Body::Begun(begun),
+        account: open_account(core, function, id, &head, &caller),
+        head,
     };
-    call::serve(core, link, call).await
+    call::serve(core, client, call, keep_alive).await
 }
 
 /// Reads until the model is known; what was read is returned with it.
 async fn read_model(
     core: &Core,
-    body: &mut Incoming,
-) -> Result<(VecDeque<Bytes>, String, std::ops::Range<usize>), Reject> {
+    client: &mut Client,
+) -> Result<(Vec<u8>, String, std::ops::Range<usize>), Failure> {
     let mut scan = ModelScan::new();
-    let mut frames = VecDeque::new();
-    let mut size = 0;
-    while let Some(data) = next_data(body).await? {
-        size += data.len() as u64;
-        if size > core.config.body_bytes_max {
-            return Err(Reject::body_too_large(core.config.body_bytes_max));
-        }
+    let mut begun = Vec::new();
+    while let Some(data) = next_data(core, client, begun.len()).await? {
         let found = scan.feed(&data);
-        frames.push_back(data);
+        begun.extend_from_slice(&data);
         match found {
             None => {}
-            Some(Found::Model { name, at }) => return Ok((frames, name, at)),
+            Some(Found::Model { name, at }) => return Ok((begun, name, at)),
             Some(Found::Absent) => break,
-            Some(Found::Wrong(why)) => return Err(Reject::bad_request(why)),
+            Some(Found::Wrong(why)) => return Err(Reject::bad_request(why).into()),
         }
     }
-    Err(Reject::bad_request("you must provide a `model` parameter"))
+    Err(Reject::bad_request("you must provide a `model` parameter").into())
 }
 
-async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Reject> {
-    while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|_| Reject::bad_request("the request body is malformed or was cut"))?;
-        if let Ok(data) = frame.into_data() {
-            return Ok(Some(data));
+/// The next data of the body, of which `before` bytes were read.
+async fn next_data(
+    core: &Core,
+    client: &mut Client,
+    before: usize,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let limit = core.config.body_bytes_max;
+    match client.read_body().await {
+        Ok(Some(data)) if (before + data.len()) as u64 > limit => {
+            Err(Reject::body_too_large(limit).into())
         }
+        Ok(data) => Ok(data),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(Reject::bad_request(format!("the request body: {error}")).into())
+        }
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(Reject::bad_request("the request body stalled").into())
+        }
+        Err(_) => Err(Failure::Gone),
     }
-    Ok(None)
 }
 
-async fn read_whole(core: &Core, mut body: Incoming) -> Result<Bytes, Reject> {
-    let Some(first) = next_data(&mut body).await? else {
-        return Ok(Bytes::new());
-    };
-    let Some(second) = next_data(&mut body).await? else {
-        return Ok(first);
-    };
-    let mut whole = [first, second].concat();
-    while let Some(data) = next_data(&mut body).await? {
-        if (whole.len() + data.len()) as u64 > core.config.body_bytes_max {
-            return Err(Reject::body_too_large(core.config.body_bytes_max));
+async fn read_whole(core: &Core, client: &mut Client) -> Result<Vec<u8>, Failure> {
+    let mut whole = Vec::new();
+    while let Some(data) = next_data(core, client, whole.len()).await? {
+        if whole.is_empty() {
+            whole = data;
+        } else {
+            whole.extend_from_slice(&data);
         }
-        whole.extend_from_slice(&data);
     }
-    Ok(Bytes::from(whole))
+    Ok(whole)
 }
 
 /// Who calls; a refusal is recorded, since no account of a call will be.
-async fn identify(core: &Core, parts: &mut Parts, id: &HeaderValue) -> Result<Caller, Reject> {
-    let caller = core.auth.identify(&mut parts.headers, &core.hub.outbox);
-    caller.await.inspect_err(|error| {
-        let path = parts.uri.path();
-        account::refused(&core.hub, id, &parts.method, path, "", error.status);
+async fn identify(
+    core: &Core,
+    client: &mut Client,
+    head: &mut RequestHead,
+    id: &str,
+) -> Result<Caller, Failure> {
+    let identified = client.unless_gone(core.auth.identify(head, &core.hub.outbox));
+    let caller = identified.await.ok_or(Failure::Gone)?;
+    caller.map_err(|error| {
+        let (path, _) = head.path_and_query();
+        account::refused(&core.hub, id, head.method(), path, "", error.status);
+        error.into()
     })
 }
 
@@ -322,8 +337,8 @@ fn enter(
     core: &Core,
     caller: &Caller,
     key: &str,
-    method: &Method,
-    id: &HeaderValue,
+    head: &RequestHead,
+    id: &str,
 ) -> Result<Arc<Function>, Reject> {
     let found = core.routes.find(key);
     let public = || {
@@ -332,7 +347,7 @@ fn enter(
     };
     if let Err(error) = caller.may_call(key, public) {
         let principal = caller.principal().unwrap_or_default();
-        account::refused(&core.hub, id, method, key, &principal, error.status);
+        account::refused(&core.hub, id, head.method(), key, &principal, error.status);
         return Err(error);
     }
     match found {
@@ -347,20 +362,11 @@ fn enter(
 fn open_account(
     core: &Core,
     function: Arc<Function>,
-    id: &HeaderValue,
-    method: &Method,
+    id: &str,
+    head: &RequestHead,
     caller: &Caller,
 ) -> Account {
-    let mut account = Account::open(function, id.clone(), method.clone(), core.hub.clone());
+    let mut account = Account::open(function, id.into(), head.method().into(), core.hub.clone());
     account.principal = caller.principal();
     account
-}
-
-fn worker_uri(target: &str) -> Result<Uri, Reject> {
-    Uri::try_from(target)
-        .map_err(|error| Reject::bad_request(format!("the path to the worker: {error}")))
-}
-
-fn set_length(headers: &mut HeaderMap, length: usize) {
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
 }

@@ -2,27 +2,21 @@
 //! Must never run a connection on its own: whoever uses it drives it, so that nothing is buffered.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
-use crate::relay::RequestBody;
+use crate::framing::{AnswerHead, head_end};
+use crate::socket::{Socket, Wire};
 
 const POOL_MAX: usize = 512;
+const HEAD_BYTES_MAX: usize = 256 << 10;
 
 /// Where a server listens.
 #[derive(Debug, Clone)]
@@ -45,7 +39,7 @@ impl std::fmt::Display for Address {
 pub(crate) struct Upstream {
     pub address: Address,
     idle_max: Duration,
-    resting: Mutex<VecDeque<(Instant, Box<Line>)>>,
+    resting: Mutex<VecDeque<(Instant, Line)>>,
 }
 
 impl Upstream {
@@ -58,10 +52,10 @@ impl Upstream {
     }
 
     /// A resting connection that is still alive as far as one can see.
-    pub(crate) fn reuse(&self) -> Option<Box<Line>> {
+    pub(crate) fn reuse(&self) -> Option<Line> {
         loop {
             let (since, mut line) = self.lock().pop_back()?;
-            if since.elapsed() < self.idle_max && line.is_alive() {
+            if since.elapsed() < self.idle_max && line.is_quiet() {
                 line.reused = true;
                 return Some(line);
             }
@@ -69,25 +63,16 @@ impl Upstream {
     }
 
     /// Opens a new connection.
-    pub(crate) async fn connect(&self, timeout: Duration) -> io::Result<Box<Line>> {
-        let socket = self.dial(timeout).await?;
-        let (sender, driver) = Builder::new()
-            .handshake(TokioIo::new(socket))
-            .await
-            .map_err(io::Error::other)?;
-        Ok(Box::new(Line {
-            sender,
-            driver: Some(driver),
-            reused: false,
-        }))
-    }
-
-    /// A socket to the server, outside the pool.
-    pub(crate) async fn dial(&self, timeout: Duration) -> io::Result<Socket> {
+    pub(crate) async fn connect(&self, timeout: Duration) -> io::Result<Line> {
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
-        tokio::time::timeout(timeout, self.open())
+        let socket = tokio::time::timeout(timeout, self.open())
             .await
-            .map_err(late)?
+            .map_err(late)??;
+        Ok(Line {
+            wire: Wire::new(socket),
+            reused: false,
+            scanned: 0,
+        })
     }
 
     async fn open(&self) -> io::Result<Socket> {
@@ -102,8 +87,8 @@ impl Upstream {
     }
 
     /// Keeps a connection whose last exchange is complete.
-    pub(crate) fn keep(&self, mut line: Box<Line>) {
-        if !line.is_alive() || !line.sender.is_ready() {
+    pub(crate) fn keep(&self, mut line: Line) {
+        if !line.is_quiet() {
             return;
         }
         let mut resting = self.lock();
@@ -129,107 +114,48 @@ impl Upstream {
         drop(resting);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<(Instant, Box<Line>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<(Instant, Line)>> {
         self.resting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One connection to a server, driven by whoever holds it.
+/// One connection to a server.
 #[derive(Debug)]
 pub(crate) struct Line {
-    sender: SendRequest<RequestBody>,
-    driver: Option<Connection<TokioIo<Socket>, RequestBody>>,
+    pub wire: Wire,
     pub reused: bool,
+    scanned: usize,
 }
 
 impl Line {
-    /// Moves bytes in both directions as far as that goes now.
-    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(driver) = &mut self.driver
-            && Pin::new(driver).poll(cx).is_ready()
-        {
-            // An error also reaches whoever waits for the answer or its body.
-            self.driver = None;
-        }
+    /// Whether the server has neither closed nor said anything unasked.
+    fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.wire.unread().is_empty() && self.wire.poll_fill(&mut cx, 1).is_pending()
     }
 
-    fn is_alive(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && !self.sender.is_closed()
-    }
-
-    /// Sends a request and waits for the head of the answer. The request comes back with the error
-    /// when not a byte of it was written.
-    pub(crate) async fn exchange(
+    /// The head of the next final answer; answers of the 1xx kind are passed over, except the one
+    /// that ends HTTP on this connection. An error of the kind `InvalidData` names what is wrong.
+    pub(crate) fn poll_head(
         &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
-        let driver = &mut self.driver;
-        std::future::poll_fn(|cx| {
-            if let Some(running) = driver
-                && Pin::new(running).poll(cx).is_ready()
-            {
-                *driver = None;
+        cx: &mut Context<'_>,
+        to_head: bool,
+    ) -> Poll<io::Result<AnswerHead>> {
+        let invalid = |message| Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        loop {
+            if let Some(end) = head_end(self.wire.unread(), &mut self.scanned) {
+                match AnswerHead::parse(self.wire.take(end), to_head) {
+                    Ok(head) if (100..200).contains(&head.status) && head.status != 101 => continue,
+                    Ok(head) => return Poll::Ready(Ok(head)),
+                    Err(refusal) => return Poll::Ready(invalid(refusal.message)),
+                }
             }
-            answer.as_mut().poll(cx)
-        })
-        .await
-    }
-}
-
-/// A TCP or a Unix stream.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-macro_rules! on_either {
-    ($socket:expr, $stream:ident => $call:expr) => {
-        match $socket.get_mut() {
-            Socket::Tcp($stream) => $call,
-            Socket::Unix($stream) => $call,
+            if self.wire.unread().len() >= HEAD_BYTES_MAX {
+                return Poll::Ready(invalid("the head of the answer is too large"));
+            }
+            if ready!(self.wire.poll_fill(cx, HEAD_BYTES_MAX))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
         }
-    };
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        on_either!(self, stream => Pin::new(stream).poll_read(cx, out))
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        on_either!(self, stream => Pin::new(stream).poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        on_either!(self, stream => Pin::new(stream).poll_write_vectored(cx, slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_either!(self, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_either!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

@@ -23,12 +23,14 @@ from inferx.agent.epoch import EpochGuard
 from inferx.agent.housekeeping import Housekeeper
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
-from inferx.agent.pod import Pod, Room, Tools
+from inferx.agent.pod import SERVING, Pod, Room, Tools
 from inferx.agent.podstate import TERMINAL
 from inferx.agent.runtimes.protocol import Runtime
+from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
 from inferx.agent.view import AgentView
 from inferx.domain.cluster import Alloc
+from inferx.domain.function import FunctionSpec
 from inferx.domain.meta import check_name
 from inferx.errors import (
     BadRequest,
@@ -36,19 +38,12 @@ from inferx.errors import (
     InferxError,
     InvalidState,
     NotFound,
+    NotSupported,
     StartFailed,
     Unavailable,
 )
 
 log = logging.getLogger("inferx.agent")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The node's name and the address at which its workers listen."""
-
-    node: str
-    host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,7 @@ class Parts:
     ledger: Ledger
     client: httpx.AsyncClient
     grace_s: float = 5.0
+    snapshots: Snapshots | None = None
 
 
 @dataclass(frozen=True)
@@ -72,18 +68,19 @@ class CreateRequest:
     annotations: dict[str, str]
     terminate: Sequence[PodKey] = ()
     park: Sequence[PodKey] = ()
+    purpose: str = "serve"
 
 
 class Manager:
     """The node's registry of pods. Everything of it lies under one folder, locked by one agent."""
 
-    def __init__(self, identity: Identity, parts: Parts, view: AgentView, folder: Path) -> None:
+    def __init__(self, node: str, parts: Parts, view: AgentView, folder: Path) -> None:
         self._view = view
         self._folder = folder = folder.resolve()
         self._tools = Tools(
-            node=identity.node,
-            host=identity.host,
+            node=node,
             runtime=parts.runtime,
+            snapshots=parts.snapshots,
             ledger=parts.ledger,
             client=parts.client,
             report=self._report,
@@ -118,9 +115,31 @@ class Manager:
             await pod.settled(verb)
         if pod.state in TERMINAL:
             raise StartFailed(f"pod {pod.key.id} is {pod.state}: {pod.record.error or 'ended'}")
-        if pod.state != "Ready":
+        if pod.state not in SERVING:
             raise InvalidState(f"pod {pod.key.id} exists and is {pod.state}")
         return pod
+
+    async def take_snapshot(self, request: CreateRequest) -> None:
+        """Start a pod for its snapshot only: it ends once that is published.
+
+        Raises as `create` does, and NotSupported where the runtime cannot save workers.
+        """
+        if self._tools.snapshots is None:
+            name = self._tools.runtime.name
+            raise NotSupported(f"create_type: the {name} runtime of this node keeps no snapshots")
+        pod = await self.create(request)
+        await self.settled()
+        await pod.terminate()
+
+    async def settled(self) -> None:
+        """Wait until every snapshot that was taken is published, or given up."""
+        if self._tools.snapshots is not None:
+            await self._tools.snapshots.settled()
+
+    async def remove_snapshot(self, funckey: str) -> None:
+        """Remove what is kept of a function; nothing there is fine."""
+        if self._tools.snapshots is not None:
+            await self._tools.snapshots.forget(funckey)
 
     async def resume(
         self, key: PodKey, alloc: str, terminate: Sequence[PodKey], park: Sequence[PodKey]
@@ -136,7 +155,7 @@ class Manager:
             new = self._resumable_with(pod, alloc)
             self._tools.ledger.promise(key.id, devices_of(new), new.vram_mb_per_device, room.ids)
             pod.resume(new, room)
-        elif pod.state not in ("Ready", "Standby", "Resuming"):
+        elif pod.state not in (*SERVING, "Standby", "Resuming"):
             raise InvalidState(f"pod {key.id} is {pod.state}; only Standby can be resumed")
         for verb in ("adopted", "resume"):
             await pod.settled(verb)
@@ -199,6 +218,8 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
         for pod in self.pods:
             await pod.let_go()
+        await self.settled()
+        await self._tools.runtime.close()
         os.close(self._lock)
 
     # ---- inside ----
@@ -215,7 +236,8 @@ class Manager:
         folder = self._folder / pod_id
         if folder.exists():
             raise InvalidState(f"pod {pod_id} has ended on this node; use a new id")
-        self._tools.runtime.check(parse_launch(request.funcspec))
+        launch = parse_launch(request.funcspec)
+        self._tools.runtime.check(launch)
         alloc = parse_alloc(request.alloc)
         room = self._room(request.terminate, request.park, pod_id)
         per_device_mb = alloc.vram_mb_per_device
@@ -226,11 +248,12 @@ class Manager:
                 key=request.key,
                 funcspec=request.funcspec,
                 alloc=request.alloc,
-                port=self._free_port(),
+                port=self._port_for(launch),
                 state="Init",
                 since_ms=_now_ms(),
                 labels=request.labels,
                 annotations=request.annotations,
+                purpose=request.purpose,
             )
             pod = Pod(self._tools, folder, record)
         except OSError as error:
@@ -271,11 +294,9 @@ class Manager:
             raise BadRequest(f"pod {key.id} belongs to another function")
         return pod
 
-    def _free_port(self) -> int:
+    def _port_for(self, launch: FunctionSpec) -> int:
         taken = {pod.record.port for pod in self.pods if pod.state not in TERMINAL}
-        while (port := self._tools.runtime.free_port()) in taken:
-            continue
-        return port
+        return self._tools.runtime.port_for(launch, taken)
 
     def _report(self, pod: Pod) -> None:
         self._view.show_pod(pod)

@@ -16,12 +16,15 @@ from pathlib import Path
 import httpx
 
 from inferx.agent import records
+from inferx.agent.identity import Subject
+from inferx.agent.ladder import Ladder, Steps
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import PodLog
 from inferx.agent.podstate import TERMINAL, PodState
 from inferx.agent.probe import Probe, prove
 from inferx.agent.requests import Request, Requests
 from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
+from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey, devices_of, parse_alloc, parse_launch, sample_of
 from inferx.domain import cluster
 from inferx.errors import InferxError, InvalidState, NoCapacity, StartFailed
@@ -32,6 +35,7 @@ RESUME_TIMEOUT_S = 30.0
 CLEANUP_GRACE_S = 1.0
 DRIVER_FREES_WITHIN_S = 10.0
 DRIVER_POLL_S = 0.1
+SERVING = ("Ready", "Idle")  # Idle by the pod table: that is how a snapshot ends
 SHOWN_LOG_LINES = 20
 SHOWN_LOG_CHARS = 1500
 
@@ -41,8 +45,8 @@ class Tools:
     """What every pod of a node works with."""
 
     node: str
-    host: str
     runtime: Runtime
+    snapshots: Snapshots | None
     ledger: Ledger
     client: httpx.AsyncClient
     report: Callable[[Pod], None]  # the pod has changed
@@ -75,6 +79,14 @@ class Pod:
         self.log = PodLog(folder)
         self._requests: Requests[Room] = Requests()
         self._ending = asyncio.Event()
+        steps = Steps(
+            hold=self._hold,
+            prove=lambda worker: self._prove(worker, RESUME_TIMEOUT_S, again=True),
+            drop=self._drop,
+            note=self._state.note,
+            ending=self._ending,
+        )
+        self._ladder = Ladder(record.key.id, tools.runtime, tools.snapshots, steps)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -136,7 +148,7 @@ class Pod:
 
     def check_parkable(self) -> None:
         """Raise InvalidState when this pod cannot be parked now."""
-        if self.state not in ("Ready", "Parking", "Standby"):
+        if self.state not in (*SERVING, "Parking", "Standby"):
             raise InvalidState(f"pod {self.key.id} is {self.state}; only a Ready pod can be parked")
         real = self.tools.ledger.real_devices(devices_of(self.alloc))
         if real and not self.tools.runtime.freeze_frees_gpu:
@@ -194,14 +206,34 @@ class Pod:
             self._state.move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
             await self._take()
-            worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
-            self._state.move("started", "loading")
-            await self._prove(worker, sample_of(self.launch).loading_timeout_s)
-            self._state.move("probe_ok", "")
+            self.record.start = "snapshot"
+            if self.record.purpose == "serve" and await self._ladder.restored(
+                self._subject(), self._worker_spec()
+            ):
+                self._state.pass_through("started")
+                self._state.move("probe_ok", "")
+            else:
+                await self._start_from_nothing()
         except InferxError as error:
             if self._ending.is_set():
                 raise  # the terminate that interrupted us is the next request
             raise await self._fail(error) from error
+
+    async def _start_from_nothing(self) -> None:
+        self.record.start = "cold"
+        ladder, subject = self._ladder, self._subject()
+        worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
+        self._state.move("started", ladder.say("loading"))
+        await self._prove(worker, sample_of(self.launch).loading_timeout_s)
+        if not ladder.wants_snapshot(subject):
+            self._state.move("probe_ok", ladder.say())
+            return
+        # Before the first call: the image holds nobody's request and no connection, and only the
+        # first start of a revision has to wait for it.
+        self._state.pass_through("probe_ok")
+        self._state.move("snapshot", ladder.say("taking a snapshot"))
+        await ladder.save(subject, worker, must=self.record.purpose == "snapshot")
+        self._state.move("snapshot_done", ladder.say())
 
     async def _adopted(self, _: Room) -> None:
         """Go on from the state that the record names, with a worker that still runs."""
@@ -216,11 +248,13 @@ class Pod:
         try:
             if self.state == "Creating":
                 self._state.move("started", "adopted while starting")
-            if self.state in ("Loading", "Resuming", "Ready"):
+            if self.state in ("Loading", "Resuming", "Ready", "Idle", "Snapshotting"):
                 await worker.thaw()
                 again = self.state != "Loading"
                 await self._prove(worker, sample_of(self.launch).loading_timeout_s, again=again)
-                if self.state != "Ready":
+                if self.state == "Snapshotting":
+                    self._state.move("snapshot_done", "adopted while it was saved")
+                elif self.state not in SERVING:
                     self._state.move("probe_ok", "")
                 else:
                     self._state.note("adopted")
@@ -238,7 +272,8 @@ class Pod:
         if self.worker is None:
             raise InvalidState(f"pod {self.key.id} has no worker")
         # Idle belongs to the scheduler; the agent passes through it on the way to Parking.
-        self._state.pass_through("admit")
+        if self.state == "Ready":
+            self._state.pass_through("admit")
         self._state.move("park", "parking")
         await self._frozen(self.worker)
 
@@ -251,7 +286,7 @@ class Pod:
         self._state.move("parked", "frozen; holds host memory, no VRAM")
 
     async def _resume(self, room: Room) -> None:
-        if self.state == "Ready":
+        if self.state in SERVING:
             return
         if self.worker is None or self.state != "Standby":
             raise InvalidState(f"pod {self.key.id} is {self.state}; only Standby can be resumed")
@@ -298,14 +333,26 @@ class Pod:
             launch=self.launch,
             alloc=self.alloc,
             folder=self.folder,
-            host=self.tools.host,
+            host=self.tools.runtime.listen_host,
             port=self.record.port,
         )
 
+    def _subject(self) -> Subject:
+        gpus = {gpu.index: gpu for gpu in self.tools.ledger.gpus}
+        devices = tuple(gpus[index] for index in devices_of(self.alloc) if index in gpus)
+        return Subject(self.key, self.record.funcspec, devices)
+
     def _hold(self, worker: Worker) -> Worker:
         self.worker = worker
+        self.record.ip = worker.host
         worker.exited.add_done_callback(self._on_exit)
         return worker
+
+    async def _drop(self) -> None:
+        """End a worker that will not be the pod's after all."""
+        if self.worker is not None:
+            await self.worker.stop(0)
+            self.worker = None
 
     def _on_exit(self, _: asyncio.Future[Exit]) -> None:
         if self.state not in TERMINAL:
@@ -336,7 +383,7 @@ class Pod:
     async def _prove(self, worker: Worker, timeout_s: float, *, again: bool = False) -> None:
         """Wait for the probe; `again` for a worker that has been ready before."""
         tools = self.tools
-        probe = Probe(tools.client, self.launch, tools.host, self.record.port, again=again)
+        probe = Probe(tools.client, self.launch, worker.host, self.record.port, again=again)
         await prove(probe, worker, self._ending, timeout_s)
 
     async def _fail(self, error: InferxError) -> InferxError:
@@ -367,10 +414,11 @@ class Pod:
             node=self.tools.node,
             alloc=self.alloc,
             status=cluster.PodStatus(
-                state=self.state,
+                # Idle and Working are the scheduler's; to it a worker that can serve is Ready.
+                state="Ready" if self.state == "Idle" else self.state,
                 reason=self.record.reason,
                 since_ms=self.record.since_ms,
-                ip=self.tools.host,
+                ip=self.record.ip,
                 port=self.record.port,
                 gpus=devices_of(self.alloc),
                 vram_mb=self.tools.ledger.held_mb(self.key.id),

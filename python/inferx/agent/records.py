@@ -30,7 +30,9 @@ class Record:
     port: int
     state: str
     since_ms: int
+    ip: str = ""  # the worker's address, once it has one
     start: str = "cold"
+    purpose: str = "serve"  # "snapshot": it ends once its snapshot is taken
     reason: str = ""
     error: str | None = None
     labels: dict[str, str] = field(default_factory=dict)

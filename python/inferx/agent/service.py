@@ -16,11 +16,15 @@ from typing import Any
 from inferx import health
 from inferx.agent.gpus import discover
 from inferx.agent.ledger import Ledger
-from inferx.agent.manager import CreateRequest, Identity, Manager, Parts
+from inferx.agent.manager import CreateRequest, Manager, Parts
 from inferx.agent.pod import Pod
 from inferx.agent.probe import new_client
 from inferx.agent.register import Registrar
+from inferx.agent.runtimes.docker import SOCKET, DockerRuntime
 from inferx.agent.runtimes.process import ProcessRuntime
+from inferx.agent.runtimes.protocol import Runtime
+from inferx.agent.runtimes.runc import Places, RuncRuntime
+from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey
 from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
@@ -44,9 +48,9 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
         self, request: pb.CreateFuncPodReq, context: Any
     ) -> pb.CreateFuncPodResp:
         self._manager.epochs.check(request.epoch)
-        if request.create_type != pb.Normal:
-            kind = pb.CreatePodType.Name(request.create_type)
-            raise BadRequest(f"create_type: {kind} is not possible on this node")
+        if request.create_type not in (pb.Normal, pb.Snapshot, pb.Restore):
+            raise BadRequest(f"create_type: {request.create_type} is not known")
+        only_snapshot = request.create_type == pb.Snapshot
         create = CreateRequest(
             key=_key(request),
             funcspec=request.funcspec,
@@ -55,9 +59,17 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
             annotations={item.key: item.val for item in request.annotations},
             terminate=_keys(request.terminate_pods),
             park=_keys(request.park_pods),
+            purpose="snapshot" if only_snapshot else "serve",
         )
+        if only_snapshot:
+            await self._manager.take_snapshot(create)
+            return pb.CreateFuncPodResp()
+        # A pod that is to be restored starts from nothing where its snapshot cannot be used, and
+        # one that may start either way uses the snapshot when there is one.
         pod = await self._manager.create(create)
-        return pb.CreateFuncPodResp(ipaddress=_address(pod), port=pod.record.port)
+        return pb.CreateFuncPodResp(
+            ipaddress=_address(pod), port=pod.record.port, start=pod.record.start
+        )
 
     async def TerminatePod(self, request: pb.TerminatePodReq, context: Any) -> pb.TerminatePodResp:
         self._manager.epochs.check(request.epoch)
@@ -90,7 +102,7 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
     async def RemoveSnapshot(
         self, request: pb.RemoveSnapshotReq, context: Any
     ) -> pb.RemoveSnapshotResp:
-        """This node keeps no snapshots, so the wanted state is already there."""
+        await self._manager.remove_snapshot(request.funckey)
         return pb.RemoveSnapshotResp()
 
 
@@ -109,7 +121,7 @@ def _keys(requests: Iterable[Any]) -> list[PodKey]:
 
 
 def _address(pod: Pod) -> int:
-    return int(ipaddress.IPv4Address(pod.tools.host))
+    return int(ipaddress.IPv4Address(pod.record.ip))
 
 
 @dataclass(frozen=True)
@@ -126,25 +138,35 @@ class Agent:
     """A running node agent."""
 
     def __init__(self, config: NodeConfig, options: Options) -> None:
-        if config.runtime != "process":
-            raise ConfigError(f"runtime: {config.runtime!r} is not available, only process is")
         self._config = config
         self._options = options
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
         self.view = AgentView()
+        runtime = _runtime(config, options)
         parts = Parts(
-            runtime=ProcessRuntime(options.work_dir, options.environment),
+            runtime=runtime,
+            snapshots=self._snapshots(runtime),
             ledger=self.ledger,
             client=self._client,
             grace_s=options.grace_s,
         )
-        identity = Identity(config.node_name, config.host_ip)
-        self.manager = Manager(identity, parts, self.view, config.data_dir / "pods")
+        self.manager = Manager(config.node_name, parts, self.view, config.data_dir / "pods")
         self._servers: list[Server] = []
         self.podmgr_port = self.state_port = 0
         self._registrar: Registrar | None = None
         self._registration: asyncio.Task[None] | None = None
+
+    def _snapshots(self, runtime: Runtime) -> Snapshots | None:
+        if runtime.checkpoints is None:
+            return None
+        return Snapshots(
+            self._config.snapshot_dir,
+            runtime.checkpoints,
+            self._config.snapshot_budget_mb,
+            self.view.show_snapshot,
+            self._config.node_name,
+        )
 
     async def start(self) -> None:
         """Adopt what runs, then listen, then register; raises Unavailable for a taken port."""
@@ -189,6 +211,23 @@ class Agent:
         await asyncio.gather(*(server.stop() for server in self._servers))
         await self.manager.close()
         await self._client.aclose()
+
+
+def _runtime(config: NodeConfig, options: Options) -> Runtime:
+    if config.runtime == "process":
+        return ProcessRuntime(options.work_dir, options.environment, config.host_ip)
+    if config.runtime == "runc":
+        data, snapshots = config.data_dir.resolve(), config.snapshot_dir.resolve()
+        places = Places(
+            work_dir=options.work_dir,
+            images=data / "images",
+            pod_cidr=config.pod_cidr,
+            hidden=(data, snapshots),
+        )
+        return RuncRuntime(places, options.environment)
+    if config.runtime == "docker":
+        return DockerRuntime(config.container_socket or SOCKET)
+    raise ConfigError(f"runtime: {config.runtime!r} is not available; process, runc and docker are")
 
 
 def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_port: int) -> Node:

@@ -1,4 +1,4 @@
-"""What the agent shows of itself on its state port: its node and its pods.
+"""What the agent shows of itself on its state port: its node, pods and snapshots.
 
 Must never be a second source of truth: pods' tasks and the agent say what is shown.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from inferx._ext import __version__
 from inferx.agent.pod import Pod
+from inferx.agent.snapshots import Entry
 from inferx.domain import codec
-from inferx.domain.cluster import Node
+from inferx.domain.cluster import Node, Snapshot
 from inferx.store.view import ObjectView
 
 
 class AgentView:
-    """The objects of kinds `node` and `pod`; `servicer` answers Get, List and Watch for them."""
+    """The objects of kinds `node`, `pod` and `snapshot`; `servicer` answers Get, List and Watch."""
 
     def __init__(self) -> None:
-        self.servicer = ObjectView(__version__, ("node", "pod"))
+        self.servicer = ObjectView(__version__, ("node", "pod", "snapshot"))
 
     def show_node(self, name: str, node: Node) -> None:
         """Show this node."""
@@ -34,6 +35,13 @@ class AgentView:
                 annotations=record.annotations,
             )
         )
+
+    def show_snapshot(self, entry: Entry, snapshot: Snapshot | None) -> None:
+        """Show a function's snapshot, or (None) that there is none any more."""
+        if snapshot is None:
+            self.servicer.remove("snapshot", entry.function)
+        else:
+            self.servicer.put(codec.new("snapshot", entry.function, snapshot.to_raw()))
 
     def remove_pod(self, pod: Pod) -> None:
         """Stop showing the pod."""

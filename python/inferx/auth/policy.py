@@ -64,6 +64,7 @@ ACTIONS: dict[str, Rule] = {
     "scheduler.read": Rule(_READ, _ADMIN, Level.PLATFORM),
     "metrics.read": Rule(_READ, _ADMIN, Level.PLATFORM),
     "function.write": Rule(_FULL, _ADMIN, Level.NAMESPACE),
+    "function.mount": Rule(_FULL, _ADMIN, Level.PLATFORM),
     "funcpolicy.write": Rule(_FULL, _ADMIN, Level.NAMESPACE),
     "namespace.write": Rule(_FULL, _ADMIN, Level.TENANT),
     "tenant.write": Rule(_FULL, _ADMIN, Level.PLATFORM),

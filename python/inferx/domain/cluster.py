@@ -174,6 +174,27 @@ class Snapshot:
     fprevision: int
     node: str
     state: str = ""
+    size_mb: int = 0
+    restores: int = 0
+    failures: int = 0  # restores since the last good one that did not get ready
+    reason: str = ""
+
+    def to_raw(self) -> dict[str, Any]:
+        """The `object` member of a snapshot object."""
+        return {
+            "spec": {
+                "funcname": self.funcname,
+                "fprevision": self.fprevision,
+                "node": self.node,
+            },
+            "status": {
+                "state": self.state,
+                "size_mb": self.size_mb,
+                "restores": self.restores,
+                "failures": self.failures,
+                "reason": self.reason,
+            },
+        }
 
 
 @dataclass(frozen=True)
@@ -292,8 +313,18 @@ def read_snapshot(fields: Fields) -> Snapshot:
         funcname=spec.string("funcname"),
         fprevision=spec.integer("fprevision"),
         node=spec.string("node", ""),
-        state="" if status is None else status.string("state", ""),
+        **({} if status is None else _read_snapshot_status(status)),
     )
+
+
+def _read_snapshot_status(fields: Fields) -> dict[str, Any]:
+    return {
+        "state": fields.string("state", ""),
+        "size_mb": fields.integer("size_mb", 0, unit="MB"),
+        "restores": fields.integer("restores", 0),
+        "failures": fields.integer("failures", 0),
+        "reason": fields.string("reason", ""),
+    }
 
 
 def read_scheduler(fields: Fields) -> SchedulerRecord:

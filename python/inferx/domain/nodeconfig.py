@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from inferx.domain.meta import check_name
+from inferx.domain.noderuntime import POD_CIDR, container_socket, pod_cidr
 from inferx.domain.reader import Fields
 from inferx.errors import BadRequest
 
@@ -22,6 +23,7 @@ _T = TypeVar("_T")
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
 KEY_SECRET_CHARS_MIN = 32
+LISTENERS = ("rust", "granian")
 RUNTIMES = ("process", "runc", "containerd", "docker")
 
 # Entries of older configurations that nothing here needs.
@@ -172,13 +174,19 @@ class NodeConfig:
     leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
+    listener: str = "rust"
     runtime: str = "process"
+    container_socket: Path | None = None  # of the Docker Engine; None = where it usually is
+    snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
+    pod_cidr: str = POD_CIDR  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
     idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    mount_roots: tuple[str, ...] = ()
+    """Folders of the nodes that tenants may mount; who manages the platform may mount all."""
     tls: TlsConfig = field(default_factory=TlsConfig)
     sharemem: ShareMemConfig = field(default_factory=ShareMemConfig)
     admin_apikey: Secret = field(default_factory=Secret)
@@ -220,7 +228,11 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         simulated_gpus=_read_simulated(fields),
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
+        listener=fields.choice("listener", LISTENERS, "rust"),
         runtime=fields.choice("runtime", RUNTIMES, "process"),
+        snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
+        pod_cidr=pod_cidr(fields),
+        container_socket=container_socket(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
         idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
@@ -231,6 +243,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         ),
         keycloak=_section(fields, "keycloakconfig", _read_keycloak, KeycloakConfig()),
         auth=_read_auth(fields, host_ip),
+        mount_roots=tuple(fields.strings("mountRoots")),
         tls=_section(fields, "tlsconfig", _read_tls, TlsConfig()),
         sharemem=_section(fields, "sharemem", _read_sharemem, ShareMemConfig()),
         admin_apikey=Secret(fields.string("adminApikey_", "")),

@@ -5,6 +5,7 @@ Must never write to a store; the state service is the only writer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
@@ -19,6 +20,7 @@ from inferx.errors import BadRequest, Forbidden
 from inferx.gateway.access import Access, GuardedRoute, caller_of, place_of, visible
 from inferx.gateway.backends import ask, write
 from inferx.gateway.functions import Functions
+from inferx.gateway.mounts import check_mounts
 from inferx.gateway.replies import body, names, number, reply, segments
 from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
 
@@ -40,7 +42,14 @@ def check_kind(kind: str, *, writing: bool = False) -> str:
 class ObjectRoutes:
     """`/object/...` and `/objects/...`."""
 
-    def __init__(self, functions: Functions, state: grpc.aio.Channel, access: Access) -> None:
+    def __init__(
+        self,
+        functions: Functions,
+        state: grpc.aio.Channel,
+        access: Access,
+        mount_roots: Sequence[str] = (),
+    ) -> None:
+        self._mount_roots = mount_roots
         self._functions = functions
         self._access = access
         self._stub = ixmeta_pb2_grpc.IxMetaServiceStub(state)  # type: ignore[no-untyped-call]
@@ -59,6 +68,7 @@ class ObjectRoutes:
     async def create(self, request: Request) -> Response:
         """PUT: a new object."""
         obj, warnings = await _manifest(request)
+        check_mounts(caller_of(request), obj, self._mount_roots)
         message = ixmeta_pb2.CreateRequestMessage(obj=convert.to_proto(obj))
         answer, more = await write(STATE, self._stub.Create, message)
         return await self._written(obj, answer.revision, warnings + more, 201)
@@ -66,6 +76,7 @@ class ObjectRoutes:
     async def update(self, request: Request) -> Response:
         """POST: replaces an object that was last written at the envelope's `revision`, if given."""
         obj, warnings = await _manifest(request)
+        check_mounts(caller_of(request), obj, self._mount_roots)
         message = ixmeta_pb2.UpdateRequestMessage(
             expect_rev=obj.revision, obj=convert.to_proto(obj)
         )

@@ -19,7 +19,7 @@ from inferx.errors import Conflict, InferxError, NotFound, StaleEpoch, Unavailab
 from inferx.rpc import client
 from inferx.rpc import na_pb2 as pb
 from inferx.scheduler import metrics
-from inferx.scheduler.links import Links
+from inferx.scheduler.links import Links, NodeLink
 
 SLACK_S = 60.0  # room for victims to leave and images to come, beyond a worker's loading time
 LOADING_S = 90.0
@@ -47,6 +47,7 @@ class Orders:
     ) -> None:
         self.epoch = 0
         self.addresses: dict[str, tuple[str, int]] = {}
+        self.from_snapshot: set[str] = set()  # pods that their agent started from a snapshot
         self._links = links
         self._function = function
         self._observe = observe
@@ -63,6 +64,21 @@ class Orders:
         if kind in ("start", "resume"):
             self._starts[effect["pod_id"]] = task
             task.add_done_callback(lambda task: self._started(effect["pod_id"], task))
+
+    def remove_snapshots(self, key: Key) -> None:
+        """A function was deleted: no agent needs to keep anything of it. One that cannot be reached
+        now drops it when it needs the room."""
+        for link in self._links.all():
+            task = asyncio.create_task(self._remove_snapshot(link, "/".join(key)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _remove_snapshot(self, link: NodeLink, funckey: str) -> None:
+        request = pb.RemoveSnapshotReq(funckey=funckey)
+        try:
+            await client.call(link.stub.RemoveSnapshot, request, TERMINATE_S)
+        except InferxError as error:
+            _log.warning("node %s keeps snapshots of %s: %s", link.name, funckey, error.message)
 
     def _started(self, pod_id: str, task: asyncio.Task[None]) -> None:
         if self._starts.get(pod_id) is task:
@@ -137,6 +153,8 @@ class Orders:
         )
         answer = await client.call(stub.CreateFuncPod, request, _loading_s(function) + SLACK_S)
         self._learn(effect["pod_id"], answer.ipaddress, answer.port)
+        if answer.start == "snapshot":
+            self.from_snapshot.add(effect["pod_id"])
 
     async def _resume(self, effect: Effect) -> None:
         function = self._function((effect["tenant"], effect["namespace"], effect["funcname"]))
@@ -163,6 +181,7 @@ class Orders:
         request = self._terminate_request(effect)
         await client.call(self._stub(effect).TerminatePod, request, TERMINATE_S)
         self.addresses.pop(effect["pod_id"], None)
+        self.from_snapshot.discard(effect["pod_id"])
 
     def _terminate_request(self, pod: Effect) -> pb.TerminatePodReq:
         return pb.TerminatePodReq(**_names(pod), epoch=self.epoch)

@@ -58,7 +58,7 @@ class Scheduler:
         self._view.on_refresh(lambda: metrics.shown(self.brain.stats()))
         self.brain = Brain(self._orders.carry_out, self._view.changed, config.idle_park_ms)
         self._servicer = SchedulerServicer(
-            self.brain, self.leadership, self._address_of, self._learn
+            self.brain, self.leadership, self._address_of, self._learn, self._start_of
         )
         self._channel: grpc.aio.Channel | None = None
         self._informers: dict[str, Informer] = {}
@@ -172,6 +172,7 @@ class Scheduler:
         if event == DELETED:
             self._learned.pop(obj.key, None)
             self._observe(facts.function_gone(obj))
+            self._orders.remove_snapshots(obj.key)
             return
         policy = resolve_policy(obj, self._informers["funcpolicy"].get)
         self._observe(facts.function_fact(obj, policy))
@@ -200,6 +201,10 @@ class Scheduler:
             raise FunctionNotFound(f"no function {tenant}/{namespace}/{name}") from error
         self._learned[key] = convert.from_proto(answer.obj)
         self._function_changed("learned", self._learned[key])
+
+    def _start_of(self, pod_id: str, start: str) -> str:
+        """The core knows of starts and resumes; the agent decides whether one has a snapshot."""
+        return "snapshot" if start == "cold" and pod_id in self._orders.from_snapshot else start
 
     def _address_of(self, pod_id: str) -> tuple[str, int]:
         found = self._orders.addresses.get(pod_id)

@@ -23,23 +23,31 @@ from inferx.scheduler.leader import Leadership
 _log = logging.getLogger(__name__)
 
 AddressOf = Callable[[str], tuple[str, int]]
+StartOf = Callable[[str, str], str]
 Learn = Callable[[Key], Awaitable[None]]
 
 
 class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
-    """`address_of` finds a pod's address; `learn` reads a function that is not known yet.
+    """`address_of` finds a pod's address; `learn` reads a function that is not known yet;
+    `start_of` refines how a granted pod was started.
 
     Answers only while this process leads and its core is `ready`, that is filled.
     """
 
     def __init__(
-        self, brain: Brain, leadership: Leadership, address_of: AddressOf, learn: Learn
+        self,
+        brain: Brain,
+        leadership: Leadership,
+        address_of: AddressOf,
+        learn: Learn,
+        start_of: StartOf,
     ) -> None:
         self.ready = False
         self._brain = brain
         self._leadership = leadership
         self._address_of = address_of
         self._learn = learn
+        self._start_of = start_of
 
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
         """A gateway says which leases it holds; those that it must drop are named."""
@@ -95,7 +103,8 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
             if context.cancelled():
                 self._brain.give_back(granted.lease_id)
         self._leadership.require()  # the lead may have ended while the call waited
-        metrics.granted(granted.start, time.monotonic() - begun)
+        start = self._start_of(granted.pod_id, granted.start)
+        metrics.granted(start, time.monotonic() - begun)
         return self._answer(granted)
 
     def _answer(self, granted: Granted) -> pb.LeaseWorkerResp:
@@ -114,7 +123,7 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
             lease_id=str(granted.lease_id),
             epoch=self._leadership.epoch,
             slots=granted.slots,
-            start=granted.start,
+            start=self._start_of(granted.pod_id, granted.start),
             expires_ms=LEASE_TTL_MS,
         )
 

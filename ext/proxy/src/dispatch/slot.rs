@@ -1,10 +1,12 @@
 //! What a call holds while it is served or waits; both give back what they are when dropped.
 //! Must never be copied.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::{Function, Worker};
 use crate::reply::Reject;
@@ -51,19 +53,18 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// Waits for a slot until the deadline.
-    pub(crate) async fn wait(mut self, deadline: Instant) -> Result<Slot, Reject> {
-        match tokio::time::timeout_at(deadline, &mut self.granted).await {
-            Ok(Ok(outcome)) => {
-                self.in_line = false;
-                outcome
-            }
-            Ok(Err(_)) => Err(Reject::new(503, "unavailable", "the gateway is stopping")),
-            Err(_) => {
-                let message = format!("no worker of {} became free in time", self.function.key);
-                Err(Reject::new(504, "queue_timeout", message))
-            }
-        }
+    /// The slot, or why there will be none.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Slot, Reject>> {
+        let stopping = |_| Err(Reject::new(503, "unavailable", "the gateway is stopping"));
+        let outcome = ready!(Pin::new(&mut self.granted).poll(cx));
+        self.in_line = outcome.is_err();
+        Poll::Ready(outcome.unwrap_or_else(stopping))
+    }
+
+    /// The error of a call that waited for too long.
+    pub(crate) fn too_late(&self) -> Reject {
+        let message = format!("no worker of {} became free in time", self.function.key);
+        Reject::new(504, "queue_timeout", message)
     }
 }
 

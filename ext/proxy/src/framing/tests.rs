@@ -3,13 +3,13 @@
 
 use super::*;
 
-fn status(head: &str) -> Result<BodyKind, u16> {
-    check_head(head.as_bytes())
-        .map(|head| head.body)
+fn status(head: &str) -> Result<Framer, u16> {
+    RequestHead::parse(head.as_bytes().to_vec())
+        .map(|head| head.framer)
         .map_err(|refusal| refusal.status)
 }
 
-fn post(fields: &str) -> Result<BodyKind, u16> {
+fn post(fields: &str) -> Result<Framer, u16> {
     status(&format!("POST /x HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
 }
 
@@ -17,17 +17,17 @@ fn post(fields: &str) -> Result<BodyKind, u16> {
 fn ordinary_heads_pass() {
     assert_eq!(
         status("GET / HTTP/1.1\r\nHost: a:80\r\n\r\n"),
-        Ok(BodyKind::Length(0))
+        Ok(Framer::Length(0))
     );
-    assert_eq!(status("GET / HTTP/1.0\r\n\r\n"), Ok(BodyKind::Length(0)));
+    assert_eq!(status("GET / HTTP/1.0\r\n\r\n"), Ok(Framer::Length(0)));
     assert_eq!(
         status("OPTIONS * HTTP/1.1\r\nHost: [::1]\r\n\r\n"),
-        Ok(BodyKind::Length(0))
+        Ok(Framer::Length(0))
     );
-    assert_eq!(post("Content-Length: 12\r\n"), Ok(BodyKind::Length(12)));
+    assert_eq!(post("Content-Length: 12\r\n"), Ok(Framer::Length(12)));
     assert_eq!(
         post("transfer-encoding:\tChunked \r\n"),
-        Ok(BodyKind::Chunked)
+        Ok(Framer::CHUNKED)
     );
 }
 
@@ -89,22 +89,37 @@ fn hostile_heads_are_refused() {
     assert_eq!(post(&"X: a\r\n".repeat(100)), Err(431));
 }
 
-fn chunks(body: &[u8]) -> Result<(usize, Chunks), Refusal> {
-    let mut state = Chunks::START;
-    state.advance(body).map(|used| (used, state))
+fn chunks(body: &[u8]) -> Result<(usize, bool, Vec<u8>), Refusal> {
+    let (mut state, mut data) = (Chunks::START, Vec::new());
+    let used = state.advance(body, |piece| data.extend_from_slice(piece.data()))?;
+    Ok((used, state.is_done(), data))
 }
 
 #[test]
 fn a_chunked_body_ends_where_it_ends() {
     let whole = b"3\r\nabc\r\n0a;x=\"y\"\r\n0123456789\r\n0\r\nT: v\r\n\r\n";
     let with_more = [whole.as_slice(), b"GET / HTTP/1.1"].concat();
-    assert_eq!(chunks(&with_more), Ok((whole.len(), Chunks::Done)));
+    let data = b"abc0123456789".to_vec();
+    assert_eq!(chunks(&with_more), Ok((whole.len(), true, data)));
     let mut state = Chunks::START;
     for (at, byte) in whole.iter().enumerate() {
-        assert_ne!(state, Chunks::Done, "ended before byte {at}");
-        assert_eq!(state.advance(&[*byte]), Ok(1));
+        assert!(!state.is_done(), "ended before byte {at}");
+        assert_eq!(state.advance(&[*byte], |_| {}), Ok(1));
     }
-    assert_eq!(state, Chunks::Done);
+    assert!(state.is_done());
+}
+
+#[test]
+fn trailers_are_handed_out_without_the_blank_line() {
+    let mut trailers = Vec::new();
+    let mut state = Chunks::START;
+    let used = state.advance(b"1;e\r\nx\r\n0\r\nA: b\r\nC: d\r\n\r\n", |piece| {
+        if let Piece::Trailer(bytes) = piece {
+            trailers.extend_from_slice(bytes);
+        }
+    });
+    assert_eq!((used, state.is_done()), (Ok(25), true));
+    assert_eq!(trailers, b"A: b\r\nC: d\r\n");
 }
 
 #[test]
@@ -128,6 +143,10 @@ fn malformed_chunks_are_refused() {
         "0000000000000001\r\n",
         "FFFFFFFFFFFFFFFFF\r\n",
         "0\r\na\0\r\n",
+        "0\r\nno colon\r\n",
+        "0\r\nContent-Length: 1\r\n",
+        "0\r\ntransfer-encoding: chunked\r\n",
+        "0\r\nProxy-Authorization: x\r\n",
     ] {
         assert!(chunks(body.as_bytes()).is_err(), "{body:?}");
     }

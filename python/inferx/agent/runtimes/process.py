@@ -10,26 +10,23 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inferx import procfs
 from inferx.agent.logs import PodLog
+from inferx.agent.runtimes.command import FOLDER, INHERITED, command_of
 from inferx.agent.runtimes.limits import Limits
-from inferx.agent.runtimes.protocol import Exit, WorkerSpec
-from inferx.agent.spec import devices_of, expand
+from inferx.agent.runtimes.protocol import Checkpoints, Exit, WorkerSpec
 from inferx.domain.function import FunctionSpec
 from inferx.errors import BadRequest, InferxError, StartFailed
 
 KILL_BOUND_S = 10.0
 FREEZE_BOUND_S = 10.0
 GONE_POLL_S = 0.01
-# Names the pod beyond doubt: its folder is locked by one agent.
-FOLDER = "INFERX_POD_DIR"
-INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
+LOOPBACK = "127.0.0.1"
 
 
 class ProcessWorker:
@@ -42,12 +39,14 @@ class ProcessWorker:
         pidfd: int,
         limits: Limits,
         popen: subprocess.Popen[bytes] | None = None,
+        host: str = LOOPBACK,
     ) -> None:
         self.pid = pid
         self._start_ticks = start_ticks
         self._pidfd = pidfd
         self._limits = limits
         self._popen = popen
+        self.host = host
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[Exit] = self._loop.create_future()
         self._loop.add_reader(pidfd, self._on_exit)
@@ -174,13 +173,18 @@ class ProcessWorker:
 
 
 class ProcessRuntime:
-    """Starts and adopts workers in the given folder, on this machine's loopback address."""
+    """Starts and adopts workers in the given folder; `host` is the address of this machine that
+    they have to listen on."""
 
     name = "process"
     freeze_frees_gpu = False
+    checkpoints: Checkpoints | None = None  # needs namespaces of its own: see the runc runtime
 
-    def __init__(self, work_dir: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, work_dir: Path, environment: Mapping[str, str], host: str = LOOPBACK
+    ) -> None:
         self._work_dir = work_dir
+        self.listen_host = host
         self._inherited = {name: environment[name] for name in INHERITED if name in environment}
         self._inherited.setdefault("PATH", os.defpath)
 
@@ -192,10 +196,13 @@ class ProcessRuntime:
                 " program of this machine, for example $(INFERX_PYTHON), or use a container runtime"
             )
 
-    def free_port(self) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+    def port_for(self, launch: FunctionSpec, taken: Container[int]) -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind((self.listen_host, 0))
+                port = int(probe.getsockname()[1])
+            if port not in taken:
+                return port
 
     async def start(self, spec: WorkerSpec) -> ProcessWorker:
         argv, environment = command_of(spec, self._inherited)
@@ -215,7 +222,7 @@ class ProcessRuntime:
         found = procfs.stat(popen.pid)
         if found is None:
             raise StartFailed(f"process {popen.pid} was reaped by somebody else")
-        return ProcessWorker(popen.pid, found.start_ticks, pidfd, limits, popen)
+        return ProcessWorker(popen.pid, found.start_ticks, pidfd, limits, popen, self.listen_host)
 
     async def adopt(self, folder: Path, record: Mapping[str, Any]) -> ProcessWorker | None:
         limits = Limits(record.get("cgroups", ()), record.get("notes", ()))
@@ -237,12 +244,15 @@ class ProcessRuntime:
         # The descriptor is taken first: what it names cannot change after this comparison.
         found = procfs.stat(pid)
         if found is not None and found.start_ticks == start_ticks and found.is_live:
-            return ProcessWorker(pid, start_ticks, pidfd, limits)
+            return ProcessWorker(pid, start_ticks, pidfd, limits, host=self.listen_host)
         os.close(pidfd)
         # With the number given to a foreign process, nothing of our session can be left.
         reused = found is not None and found.start_ticks != start_ticks
         await _end_orphans(None if reused else pid, start_ticks, limits)
         return None
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
     def _spawn(
         self, argv: Sequence[str], environment: Mapping[str, str], folder: Path
@@ -285,25 +295,3 @@ async def _end_orphans(pgid: int | None, start_ticks: int, limits: Limits) -> No
 def _orphans(pgid: int | None, start_ticks: int) -> set[int]:
     members = procfs.group_members(pgid) if pgid is not None else []
     return {found.pid for found in members if found.start_ticks >= start_ticks}
-
-
-def command_of(spec: WorkerSpec, inherited: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """The command line and the whole environment of a worker, with `$(NAME)` expanded."""
-    devices = ",".join(str(index) for index in devices_of(spec.alloc))
-    given = {
-        "PORT": str(spec.port),
-        "INFERX_PORT": str(spec.port),
-        "INFERX_POD": spec.pod_id,
-        FOLDER: str(spec.folder),
-        "INFERX_PYTHON": sys.executable,
-        # Empty hides every GPU: a pod without devices must not find the others' ones.
-        "NVIDIA_VISIBLE_DEVICES": devices or "void",
-        "CUDA_VISIBLE_DEVICES": devices,
-    }
-    environment = {**inherited, **given}
-    for name, value in spec.launch.envs:
-        # The platform's own names win: a pod that listens elsewhere could never be reached.
-        if name not in given:
-            environment[name] = expand(value, environment)
-    argv = [expand(word, environment) for word in (*spec.launch.entrypoint, *spec.launch.commands)]
-    return argv, environment

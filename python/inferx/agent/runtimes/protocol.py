@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +42,7 @@ class WorkerSpec:
     launch: FunctionSpec
     alloc: Alloc
     folder: Path  # the pod's own folder; its log lies here
-    host: str
+    host: str  # where it has to listen
     port: int
 
 
@@ -50,6 +50,7 @@ class Worker(Protocol):
     """A running worker."""
 
     exited: asyncio.Future[Exit]
+    host: str  # its address, as seen from this node
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,18 +76,37 @@ class Worker(Protocol):
         """Forget it without ending it; it runs on without the agent."""
 
 
+class Checkpoints(Protocol):
+    """The part of a runtime that saves running workers to files and brings them back."""
+
+    def identity(self, launch: FunctionSpec) -> Mapping[str, Any]:
+        """What else an image depends on, as keys of a snapshot's identity: kernel, tool, image."""
+
+    async def save(self, worker: Worker, target: Path) -> None:
+        """Write the worker's image into the empty folder `target`; the worker runs on.
+
+        Raises InferxError with the reason, the worker running on as if nothing had happened;
+        what cannot work and a disk that is too full are found before the worker is paused.
+        """
+
+    async def restore(self, spec: WorkerSpec, image: Path) -> Worker:
+        """A new worker from an image, which may be in use by others; raises StartFailed."""
+
+
 class Runtime(Protocol):
     """A way to run workers."""
 
     name: str
+    listen_host: str  # where workers have to listen to be reached
+    checkpoints: Checkpoints | None
     # Whether `freeze` gives real GPU memory back (simulated memory is the ledger's own).
     freeze_frees_gpu: bool
 
     def check(self, launch: FunctionSpec) -> None:
         """Raise BadRequest when this runtime cannot run such a function."""
 
-    def free_port(self) -> int:
-        """A port that the next worker can listen on."""
+    def port_for(self, launch: FunctionSpec, taken: Container[int]) -> int:
+        """The port that the function's next worker listens on; `taken` ones belong to others."""
 
     async def start(self, spec: WorkerSpec) -> Worker:
         """Start it; raises StartFailed with the reason."""
@@ -96,3 +116,6 @@ class Runtime(Protocol):
 
         An empty record means that it was never written: the worker of that folder is looked for.
         """
+
+    async def close(self) -> None:
+        """Give up what it holds itself, such as connections; the workers run on."""

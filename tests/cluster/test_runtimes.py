@@ -1,0 +1,155 @@
+"""One suite for every runtime: what the agent relies on, with real workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from inferx.agent.logs import PodLog
+from inferx.agent.runtimes.docker import DockerRuntime
+from inferx.errors import BadRequest, StartFailed
+from tests.helpers.docker_engine import DockerEngine
+from tests.helpers.runtime_kit import Kit, answers, ask, leftovers, until
+
+# One Docker Engine is enough: its tests stay in one process.
+DOCKER = pytest.param("docker", marks=pytest.mark.xdist_group("docker"))
+RUNTIMES = ("process", "runc", DOCKER)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    engine = DockerEngine(tmp_path_factory.mktemp("docker"))
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(params=RUNTIMES)
+async def kit(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kit]:
+    if request.param != "docker":
+        yield Kit(request.param, tmp_path)
+    else:
+        engine: DockerEngine = request.getfixturevalue("engine")
+        kit = Kit("docker", tmp_path, docker=engine.socket)
+        yield kit
+        assert engine.containers() == []
+        assert isinstance(kit.runtime, DockerRuntime)
+        await kit.runtime.close()
+    assert leftovers(tmp_path) == []
+
+
+async def test_a_worker_answers_logs_and_ends(kit: Kit) -> None:
+    worker, spec = await kit.start("w1")
+    assert (await ask(worker, spec))["mode"] == "ok"
+    environment = await ask(worker, spec, "/env")
+    assert environment["PORT"] == str(spec.port)
+    assert environment["INFERX_POD"] == "w1"
+    await until(lambda: "model server ok" in PodLog(spec.folder).tail(), "its output is logged")
+    await worker.stop(5)
+    assert worker.exited.done()
+    await worker.stop(5)  # again is fine
+
+
+@pytest.mark.parametrize(("mode", "said"), [("exit", "exited with code 3")])
+async def test_the_way_a_worker_ends_is_told(kit: Kit, mode: str, said: str) -> None:
+    worker, spec = await kit.start("w1", mode)
+    assert str(await asyncio.wait_for(worker.exited, 30)) == said
+    await worker.stop(1)
+    await until(lambda: "out of luck" in PodLog(spec.folder).tail(), "its last words are kept")
+
+
+async def test_a_killed_worker_is_told_by_its_signal(kit: Kit) -> None:
+    worker, _ = await kit.start("w1", "silent")
+    os.kill(int(worker.record["pid"]), signal.SIGKILL)
+    assert str(await asyncio.wait_for(worker.exited, 30)) == "killed by SIGKILL"
+    await worker.stop(1)
+
+
+async def test_a_stubborn_worker_is_killed_after_its_grace(kit: Kit) -> None:
+    worker, spec = await kit.start("w1", "stubborn")
+    await ask(worker, spec)
+    await worker.stop(0.2)
+    assert worker.exited.done()
+
+
+async def test_a_command_that_cannot_run_fails_with_its_name(kit: Kit) -> None:
+    with pytest.raises(StartFailed, match="no-such-program"):
+        await kit.start("w1", entrypoint=["no-such-program"])
+
+
+async def test_a_function_that_names_nothing_to_run_is_refused(kit: Kit) -> None:
+    if kit.runtime.name == "docker":  # there the image says it
+        spec, said = kit.spec("w1", image=""), r"spec\.image"
+    else:
+        spec, said = kit.spec("w1", entrypoint=[], image="local/x"), r"spec\.entrypoint"
+    with pytest.raises(BadRequest, match=said):
+        kit.runtime.check(spec.launch)
+
+
+async def test_freezing_stops_it_and_thawing_lets_it_go_on(kit: Kit) -> None:
+    worker, spec = await kit.start("w1")
+    await ask(worker, spec)
+    await worker.freeze()
+    assert not await answers(worker, spec)
+    await worker.thaw()
+    assert (await ask(worker, spec))["mode"] == "ok"
+    await worker.thaw()  # one that runs may be told so
+    await worker.freeze()
+    await worker.stop(5)  # a frozen one ends, too
+
+
+async def test_memory_is_limited(kit: Kit) -> None:
+    worker, spec = await kit.start("w1", "ok", "300", mem_mb=120)
+    with contextlib.suppress(httpx.TransportError):  # it dies while or after it answers
+        await ask(worker, spec, "/eat")
+    assert "memory limit" in str(await asyncio.wait_for(worker.exited, 30))
+    await worker.stop(1)
+
+
+async def test_workers_have_addresses_of_their_own(kit: Kit) -> None:
+    first, first_spec = await kit.start("w1", "ok")
+    second, second_spec = await kit.start("w2", "prompt")
+    assert (await ask(first, first_spec))["mode"] == "ok"
+    assert (await ask(second, second_spec))["mode"] == "prompt"
+    assert (first.host, first_spec.port) != (second.host, second_spec.port)
+    await asyncio.gather(first.stop(5), second.stop(5))
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["record", "no-record"])
+async def test_the_next_agent_adopts_a_worker(kit: Kit, recorded: bool) -> None:
+    worker, spec = await kit.start("w1")
+    await ask(worker, spec)
+    record = dict(worker.record) if recorded else {}
+    worker.let_go()
+    adopted = await kit.runtime.adopt(spec.folder, record)
+    assert adopted is not None
+    assert adopted.host == worker.host
+    assert (await ask(adopted, spec))["mode"] == "ok"
+    await adopted.freeze()
+    await adopted.thaw()
+    await adopted.stop(5)
+    assert adopted.exited.done()
+
+
+async def test_nothing_is_adopted_where_nothing_runs(kit: Kit) -> None:
+    worker, spec = await kit.start("w1")
+    pid = int(worker.record["pid"])
+    record = dict(worker.record)
+    worker.let_go()
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not _runs(pid), "the worker is dead")
+    assert await kit.runtime.adopt(spec.folder, record) is None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
