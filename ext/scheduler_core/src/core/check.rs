@@ -61,6 +61,8 @@ impl Core {
                 "{id}: in its function"
             );
             assert!(self.pods_on[&pod.node].contains(ix), "{id}: on its node");
+            let tenant = &self.functions[&pod.func].key.tenant;
+            assert!(self.tenant_pods[tenant].contains(ix), "{id}: of its tenant");
             if state == State::Working {
                 assert!(pod.leased > 0, "{id}: a working pod is leased");
             } else {

@@ -39,8 +39,6 @@ pub enum Fault {
     EvictBusy,
     /// The last pod that `min_replica` wants makes room.
     EvictMinimum,
-    /// The result of an older order counts.
-    AcceptOldOrder,
     /// Late news of a pod that ended makes it live again.
     ForgetTombstones,
 }
@@ -64,7 +62,6 @@ impl Fault {
         Fault::LeaseOldRevision,
         Fault::EvictBusy,
         Fault::EvictMinimum,
-        Fault::AcceptOldOrder,
         Fault::ForgetTombstones,
     ];
 }

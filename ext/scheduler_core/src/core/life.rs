@@ -215,11 +215,7 @@ impl Core {
     }
 
     pub(super) fn pods_of_tenant<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a PodIx> {
-        let functions = self
-            .functions
-            .values()
-            .filter(move |f| f.key.tenant == name);
-        functions.flat_map(|function| function.pods.iter())
+        self.tenant_pods.get(name).into_iter().flatten()
     }
 
     pub(super) fn arm_idle_pods(&mut self, now_ms: u64, func: FuncId) {
@@ -293,6 +289,13 @@ impl Core {
             .get_mut(&pod.func)
             .expect("a pod of no function");
         function.pods.remove(&ix);
+        let tenant = &function.key.tenant;
+        if let Some(pods) = self.tenant_pods.get_mut(tenant) {
+            pods.remove(&ix);
+            if pods.is_empty() {
+                self.tenant_pods.remove(tenant);
+            }
+        }
         self.dirty.insert(pod.func);
         self.capacity_changed = true;
         if tombstone {

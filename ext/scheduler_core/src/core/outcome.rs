@@ -15,7 +15,6 @@ impl Core {
         let ix = *self.pod_ids.get(&outcome.pod_id)?;
         let pod = self.pod(ix);
         let current = outcome.order == 0 || outcome.order == pod.order;
-        let current = current || self.breaks(Fault::AcceptOldOrder);
         (current && pod.op.is_some_and(|op| ops.contains(&op))).then_some(ix)
     }
 
@@ -268,11 +267,13 @@ impl Core {
             .expect("a pod on a node that is gone");
         node.ledger.take(&pod.held);
         self.pods_on.entry(pod.node).or_default().insert(ix);
-        self.functions
+        let function = self
+            .functions
             .get_mut(&pod.func)
-            .expect("a pod of no function")
-            .pods
-            .insert(ix);
+            .expect("a pod of no function");
+        function.pods.insert(ix);
+        let tenant = function.key.tenant.clone();
+        self.tenant_pods.entry(tenant).or_default().insert(ix);
         self.pod_ids.insert(pod.id.clone(), ix);
         self.pods.insert(ix, pod);
         ix

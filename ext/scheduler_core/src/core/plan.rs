@@ -340,10 +340,7 @@ impl Core {
             return Ok(());
         };
         let asked = gpu_milli(&self.nodes[&node].ledger, holding);
-        let pods = self.pods_of_tenant(&tenant).map(|ix| self.pod(*ix));
-        let used: u64 = pods
-            .map(|pod| gpu_milli(&self.nodes[&pod.node].ledger, &pod.held))
-            .sum();
+        let used = self.gpu_milli_of(&tenant);
         if asked == 0 || used + asked <= limit || self.breaks(Fault::IgnoreTenantLimit) {
             return Ok(());
         }
@@ -361,6 +358,13 @@ impl Core {
             refusal,
             hopeless: asked > limit,
         })
+    }
+
+    /// Thousandths of GPUs that a tenant uses.
+    pub(super) fn gpu_milli_of(&self, tenant: &str) -> u64 {
+        let pods = self.pods_of_tenant(tenant).map(|ix| self.pod(*ix));
+        pods.map(|pod| gpu_milli(&self.nodes[&pod.node].ledger, &pod.held))
+            .sum()
     }
 
     /// A tenant at its limit makes room for itself: its idle pod that was unused longest leaves,

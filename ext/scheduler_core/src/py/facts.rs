@@ -123,6 +123,8 @@ fn parse_tenant(fact: &Reader<'_, '_>) -> PyResult<Fact> {
         name: fact.get("name")?,
         tenant: Tenant {
             disabled: fact.find("disabled")?.unwrap_or(false),
+            priority: fact.find("priority")?.unwrap_or(0),
+            weight: fact.find("weight")?.unwrap_or(1),
             allow_standby: fact.find("allow_standby")?.unwrap_or(true),
             replicas_max: fact.find("max_replica")?,
             min_replica_cap: fact.find("min_replica_cap")?,

@@ -11,7 +11,8 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::core::Core;
 use crate::core::messages::{Answer, Ask, Refusal};
-use crate::core::model::{Config, FuncKey, StartKind};
+use crate::core::model::{Config, Eviction, FuncKey, StartKind};
+use crate::place;
 use crate::pod::{self, Event, State};
 use crate::queue::TicketId;
 use effects::{alloc_dict, effect_dict, key_dict};
@@ -54,25 +55,33 @@ struct SchedulerCore {
 impl SchedulerCore {
     #[new]
     #[pyo3(signature = (
-        pod_id_prefix, idle_park_ms = None, lease_ttl_ms = 15000, takeover_ms = 3000
+        pod_id_prefix, idle_park_ms = None, lease_ttl_ms = 15000, takeover_ms = 3000,
+        placement = "inferx", eviction = "worth"
     ))]
     fn new(
         pod_id_prefix: &str,
         idle_park_ms: Option<u64>,
         lease_ttl_ms: u64,
         takeover_ms: u64,
-    ) -> Self {
+        placement: &str,
+        eviction: &str,
+    ) -> PyResult<Self> {
+        let unknown = |what, name| PyValueError::new_err(format!("no {what} is named {name:?}"));
         let pod_id_prefix = pod_id_prefix.to_owned();
         let config = Config {
             pod_id_prefix,
             idle_park_ms,
             lease_ttl_ms,
             takeover_ms,
+            placement: place::Policy::named(placement)
+                .ok_or_else(|| unknown("placement policy", placement))?,
+            eviction: Eviction::named(eviction)
+                .ok_or_else(|| unknown("eviction policy", eviction))?,
             ..Config::default()
         };
-        SchedulerCore {
+        Ok(SchedulerCore {
             core: Core::new(config),
-        }
+        })
     }
 
     #[allow(clippy::too_many_arguments)]

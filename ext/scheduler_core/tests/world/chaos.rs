@@ -160,6 +160,8 @@ impl World {
                     disabled: self.random.chance(15),
                     gpu_milli_max: limit,
                     replicas_max: replicas,
+                    priority: self.random.below(2) as i32,
+                    weight: 1 + self.random.below(3) as u32,
                     ..Tenant::default()
                 };
                 let name = self.random.pick(&["t1", "t2"]).to_owned();

@@ -13,6 +13,7 @@ use scheduler_core::core::fault::Fault;
 use scheduler_core::core::view::PodView;
 use scheduler_core::messages::{Answer, Ask, Effect, Fact, Outcome, PodFact, PodRef, StartOrder};
 use scheduler_core::model::{Config, FuncKey, Policy, Spec, Tenant};
+use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
 
 use agent::Agent;
@@ -89,6 +90,8 @@ pub struct World {
     gateways: BTreeMap<i64, Gateway>,
     /// Gateway and function of those that wait.
     tickets: BTreeMap<TicketId, (i64, usize)>,
+    /// Pods whose end was reported to this core.
+    ended: BTreeSet<String>,
     /// A node's pods are being told one by one: until the last, the core knows of too few.
     telling: bool,
     /// The limits in force.
@@ -129,6 +132,7 @@ impl World {
             functions: Vec::new(),
             gateways: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            ended: BTreeSet::new(),
             telling: false,
             tenants: BTreeMap::new(),
             asked: 0,
@@ -217,7 +221,12 @@ impl World {
             let again = fact.clone();
             self.observe(Fact::Pod(again));
         }
+        let pod_id = fact.pod_id.clone();
         self.observe(Fact::Pod(fact));
+        if self.ended.contains(&pod_id) && !self.disturbed {
+            let lives = self.core.pods().iter().any(|pod| pod.pod_id == pod_id);
+            assert!(!lives, "late news does not make {pod_id} live again");
+        }
     }
 
     fn result(&mut self, kind: Kind, outcome: Outcome) {
@@ -231,6 +240,9 @@ impl World {
                     outcome: again,
                 },
             );
+        }
+        if kind == Kind::Terminate && outcome.ok {
+            self.ended.insert(outcome.pod_id.clone());
         }
         self.observe(match kind {
             Kind::Start | Kind::Resume => Fact::StartResult(outcome),
@@ -347,6 +359,15 @@ impl World {
         let wanted = self.functions.iter().find(|f| f.key == pod.key);
         let current = wanted.is_some_and(|f| f.present && f.revision == pod.revision);
         assert!(current, "leases are on pods of the current revision");
+        let agent = self.agents.iter().find(|agent| agent.name == pod.node);
+        let theirs = agent.and_then(|agent| agent.pods.get(&pod_id));
+        if let Some(theirs) = theirs.filter(|_| !self.disturbed) {
+            assert_eq!(
+                theirs.state,
+                State::Ready,
+                "{pod_id} is leased when it is ready"
+            );
+        }
         let holder = self
             .gateways
             .get_mut(&gateway)
@@ -401,7 +422,7 @@ impl World {
         let pods = self.core.pods();
         let tenant = &order.pod.key.tenant;
         let limit = self.tenants.get(tenant).and_then(|t| t.gpu_milli_max);
-        if let Some(limit) = limit.filter(|_| !self.telling) {
+        if let Some(limit) = limit.filter(|_| !self.telling && !self.disturbed) {
             let of_tenant = pods.iter().filter(|pod| pod.key.tenant == *tenant);
             let used: u64 = of_tenant.map(|pod| agent::gpu_milli(&pod.alloc)).sum();
             let asks = agent::gpu_milli(&order.alloc);
