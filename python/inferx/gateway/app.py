@@ -31,6 +31,7 @@ from inferx.errors import InferxError
 from inferx.gateway import replies
 from inferx.gateway.access import Access
 from inferx.gateway.callers import Callers
+from inferx.gateway.dashboard import DashboardRoutes
 from inferx.gateway.door import AsgiDoor
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
@@ -105,6 +106,7 @@ class Gateway:
         pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
         access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
+            *DashboardRoutes().routes(),
             *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
             *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
             *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
@@ -112,7 +114,7 @@ class Gateway:
         pump.start()
         registration = Registration(
             self._config,
-            self._identity.gateway_id,
+            self._identity,
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.
