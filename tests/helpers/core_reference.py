@@ -204,8 +204,11 @@ class Reference:
             for pod in self.pods
             if pod.function is function and pod.state == "open" and not pod.broken and pod.free
         ]
-        key = lambda pod: (min(pod.free, wanted), pod.leased > 0, pod.used_ms, pod.number)  # noqa: E731
-        return max(usable, key=key, default=None)
+
+        def rank(pod: Pod) -> tuple[int, bool, int, int]:
+            return (min(pod.free, wanted), pod.leased > 0, pod.used_ms, pod.number)
+
+        return max(usable, key=rank, default=None)
 
     def waiting(self, function: Function) -> list[Ticket]:
         return [ticket for ticket in self.tickets if ticket.function is function]

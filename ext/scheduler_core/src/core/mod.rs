@@ -131,8 +131,8 @@ impl Core {
         std::mem::take(&mut self.effects)
     }
 
-    /// Looks again at every function that a verb touched, in the order of `by_turn`, and at all that
-    /// lack something when resources may have become free.
+    /// Looks again at every function that a verb touched, in the order of `by_turn`, and at all
+    /// that lack something when resources may have become free.
     fn settle(&mut self, now_ms: u64) {
         loop {
             if std::mem::take(&mut self.capacity_changed) {
