@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::client::{Client, Next};
@@ -67,9 +67,7 @@ pub(crate) async fn accept(
                 let (core, stop) = (core.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    // Fails only for a socket that is closed already, as the first read finds.
-                    let _ = stream.set_nodelay(true);
-                    serve(core, Socket::Tcp(stream), stop).await;
+                    serve(core, stream, stop).await;
                 });
             }
             Err(error) if is_of_one_client(&error) => {}
@@ -101,7 +99,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    fn new(flag: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(flag: watch::Receiver<bool>) -> Self {
         Self { flag, told: None }
     }
 
@@ -121,11 +119,12 @@ impl Stop {
     }
 }
 
-/// Serves one connection until it ends.
-pub(crate) async fn serve(core: Arc<Core>, socket: Socket, stop: watch::Receiver<bool>) {
+async fn serve(core: Arc<Core>, stream: TcpStream, stop: watch::Receiver<bool>) {
     core.stats.connections.fetch_add(1, Ordering::Relaxed);
     core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
-    converse(&core, socket, Stop::new(stop)).await;
+    // Fails only for a socket that is closed already, which the first read finds out as well.
+    let _ = stream.set_nodelay(true);
+    converse(&core, Socket::Tcp(stream), Stop::new(stop)).await;
     core.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
 }
 
