@@ -189,7 +189,8 @@ class Rig:
 
     def __init__(self, tmp_path: Path, **limits: Any) -> None:
         self.control_path = tmp_path / "control.sock"
-        self.proxy = Proxy("127.0.0.1", 0, self.control_path, **{**LIMITS, **limits})
+        port = limits.pop("port", 0)
+        self.proxy = Proxy("127.0.0.1", port, self.control_path, **{**LIMITS, **limits})
         self.events: list[tuple[Any, ...]] = []
         self.port = 0
         self._handles = iter(range(1, 10_000))

@@ -15,9 +15,11 @@ mod events;
 mod exchange;
 mod framing;
 mod headers;
+mod http2;
 mod listener;
 mod openai;
 mod plane;
+mod progress;
 mod pump;
 #[cfg(feature = "python")]
 pub mod py;
@@ -26,6 +28,7 @@ mod route;
 mod service;
 mod socket;
 mod stats;
+mod tls;
 mod tunnel;
 mod upstream;
 

@@ -27,7 +27,7 @@ from inferx.auth.oidc import token_verifier
 from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
-from inferx.gateway import replies
+from inferx.gateway import certificates, replies
 from inferx.gateway.access import Access
 from inferx.gateway.callers import Callers
 from inferx.gateway.functions import Functions
@@ -73,6 +73,8 @@ class Gateway:
             control_socket,
             # Credentials are hashed under a number that only this process knows.
             auth_key=secrets.token_bytes(32) if config.auth.enable else None,
+            share_port=self._identity.beside_another,
+            tls=(config.tls.cert, config.tls.key) if config.tls.enable else None,
         )
         self.app = Starlette(
             lifespan=self._lifespan,
@@ -106,6 +108,7 @@ class Gateway:
             *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
         ]
         pump.start()
+        certificate = asyncio.create_task(certificates.follow(self._proxy, self._config.tls))
         registration = Registration(
             self._config,
             self._identity.gateway_id,
@@ -122,8 +125,9 @@ class Gateway:
             drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
             if not drained:
                 _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
-            getting_ready.cancel()
-            await asyncio.gather(getting_ready, return_exceptions=True)
+            for task in (getting_ready, certificate):
+                task.cancel()
+            await asyncio.gather(getting_ready, certificate, return_exceptions=True)
             await pump.stop()
             await workers.stop()
             await registration.stop()
