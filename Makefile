@@ -25,9 +25,10 @@ $(INSTALLED): constraints.txt examples/requirements.txt
 build: $(INSTALLED) ## make the environment and the extension module (release)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(BIN):$$PATH maturin develop -q --release >/dev/null
 
+RUNTIME ?= process
 .PHONY: demo
-demo: build ## start the platform, deploy real functions, call them, print what happened
-	$(PY) scripts/demo.py
+demo: build ## start the platform, deploy real functions, call them; RUNTIME=runc with snapshots
+	$(PY) scripts/demo.py --runtime $(RUNTIME)
 
 .PHONY: test
 test: build ## install what the tests need and run all of them
@@ -81,6 +82,18 @@ bench-proxy: build ## the data plane beside nginx and the bare backend (needs ng
 .PHONY: checkov
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
 	$(PY) scripts/checkov .cache/checkov/bin/checkov
+
+JAX := .cache/jax
+$(JAX)/.installed: examples/jax/requirements.txt
+	$(PYTHON) -m venv $(JAX)
+	$(JAX)/bin/python -m pip install -q --disable-pip-version-check --require-hashes \
+	  -r examples/jax/requirements.txt
+	@touch $@
+
+.PHONY: bench-snapshot
+bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real servers (root); ARGS=...
+	scripts/install-criu
+	$(PY) bench/snapshot_workers.py $(ARGS)
 
 .PHONY: clean
 clean: ## remove everything that the build made

@@ -5,6 +5,7 @@ Must never print a figure that it did not measure, nor leave a process behind.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -92,13 +93,14 @@ def prepare() -> None:
         expect(done.returncode == 0, f"examples/llama/{script} failed, see above")
 
 
-def start(folder: Path) -> Demo:
+def start(folder: Path, runtime: str) -> Demo:
     """`inferx up` in `folder` on a free port, ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-m", "inferx", "up", "--dir", str(folder), "--port", str(port)]
     options = ["--gpus", "2x24000", "--idle-park-ms", str(PARK_MS)]
+    options += ["--runtime", runtime]
     # In a session of its own: a Ctrl-C here must stop it once, through this script.
     process = subprocess.Popen(  # noqa: S603
         [*command, *options], cwd=ROOT, start_new_session=True
@@ -213,8 +215,39 @@ def wait_parked(demo: Demo, function: str) -> int:
     return gpu_memory_mib(demo)
 
 
-def show_embeddings(demo: Demo) -> None:
-    """Cold, warm, parked, resumed; the meaning of the sentences decides whether it is right."""
+def end_worker(demo: Demo, function: str) -> None:
+    """Ends the function's only worker, so that the next call finds neither it nor a standby."""
+    (pod,) = _json(demo, f"/pods/public/demo/{function}/")
+    revision = pod["object"]["spec"]["fprevision"]
+    route = f"/pod/public/demo/{function}/{revision}/{pod['name']}/"
+    answer = demo.http.delete(route)
+    expect(answer.status_code == 200, f"DELETE {route}: HTTP {answer.status_code}: {answer.text}")
+    gone = lambda: not _json(demo, f"/pods/public/demo/{function}/")  # noqa: E731
+    eventually(gone, PARK_SECONDS, f"the worker of {function} has ended")
+
+
+def show_snapshots(demo: Demo, cat: list[float]) -> None:
+    """Both functions without any worker: the next calls are answered from their snapshots."""
+    end_worker(demo, "minilm")
+    snapshot_ms, vectors = embed(demo, "snapshot")
+    expect(cosine(vectors[0], cat) > 0.9999, "the restored worker gives another embedding")
+    note = "restored from disk, same embedding"
+    demo.row("demo/minilm", "next call (snapshot)", f"{snapshot_ms:.0f} ms", note)
+    end_worker(demo, "chat")
+    chat_ms, rate, _ = chat(demo, "snapshot")
+    note = f"restored from disk, then {rate:.0f} tokens/s"
+    demo.row("demo/chat", "first token (snapshot)", f"{chat_ms:.0f} ms", note)
+    demo.figures |= {
+        "snapshot_ms": round(snapshot_ms, 1),
+        "chat_snapshot_ms": round(chat_ms, 1),
+    }
+
+
+def show_embeddings(demo: Demo) -> list[float]:
+    """Cold, warm, parked, resumed; the meaning of the sentences decides whether it is right.
+
+    Returns the first sentence's vector.
+    """
     cold_ms, (cat, kitten, physics) = embed(demo, "cold")
     near, far = cosine(cat, kitten), cosine(cat, physics)
     expect(near > far, f"embeddings are wrong: cat-kitten {near:.3f}, cat-physics {far:.3f}")
@@ -240,6 +273,7 @@ def show_embeddings(demo: Demo) -> None:
         "cat_kitten": round(near, 4),
         "cat_physics": round(far, 4),
     }
+    return cat
 
 
 def show_chat(demo: Demo) -> None:
@@ -280,17 +314,20 @@ def step(text: str) -> None:
     print(f"== {text}", flush=True)
 
 
-def show(folder: Path) -> Demo:
+def show(folder: Path, runtime: str) -> Demo:
     """Everything from the start of the platform to its end."""
-    step("start the platform: inferx up")
-    demo = start(folder)
+    step(f"start the platform: inferx up --runtime {runtime}")
+    demo = start(folder, runtime)
     try:
         step("deploy two functions: inferx apply -f examples/")
         apply_examples(demo)
         step(f"embeddings: POST {demo.url}/v1/embeddings")
-        show_embeddings(demo)
+        cat = show_embeddings(demo)
         step(f"streaming chat: POST {demo.url}/v1/chat/completions")
         show_chat(demo)
+        if runtime != "process":
+            step("end both workers: the next calls start from their snapshots")
+            show_snapshots(demo, cat)
     except BaseException as error:
         if isinstance(error, DemoError):
             show_logs(folder)
@@ -311,12 +348,15 @@ def show_logs(folder: Path) -> None:
 
 def main() -> int:
     """0 when everything was as promised."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runtime", choices=("process", "runc"), default="process")
+    runtime = parser.parse_args().runtime
     begun = time.monotonic()
     try:
         step("prepare the example models (written once)")
         prepare()
         with tempfile.TemporaryDirectory(prefix="inferx-demo-") as folder:
-            demo = show(Path(folder) / "inferx")
+            demo = show(Path(folder) / "inferx", runtime)
     except DemoError as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1

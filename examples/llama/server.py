@@ -38,7 +38,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="minilm (embeddings), babble (chat, random weights), or the path of a GGUF file",
     )
     parser.add_argument("--embedding", action="store_true", help="serve embeddings for a GGUF path")
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default=os.environ.get("INFERX_HOST", "127.0.0.1"))
     parser.add_argument("--port", type=int, default=os.environ.get("PORT"))
     parser.add_argument("--parallel", type=int, default=4, help="requests served at a time")
     parser.add_argument("--threads", type=int, default=default_threads())

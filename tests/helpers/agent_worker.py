@@ -5,6 +5,7 @@ Must never outlive its purpose: it serves until it is told to end, and needs not
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -76,6 +77,10 @@ def main() -> None:
         sleeper = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
         child = subprocess.Popen([sys.executable, "-c", sleeper])
         Path(ARGUMENT).write_text(str(child.pid))
+    if MODE == "io_uring":
+        parameters = ctypes.create_string_buffer(120)
+        if ctypes.CDLL(None).syscall(425, 8, parameters) < 0:
+            sys.exit("this kernel gives no io_uring")
     if MODE == "ballast":
         KEPT.append(bytearray(os.urandom(int(ARGUMENT) << 20)))
     if MODE == "write-file":

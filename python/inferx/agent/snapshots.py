@@ -163,6 +163,12 @@ class Snapshots:
         entry = self._enter(id)
         if entry is None:
             return
+        try:  # read back now what was written, so that the first restore need not wait for it
+            await asyncio.to_thread(self._check, entry)
+        except (OSError, SnapshotError) as error:
+            log.error("snapshot of %s was not written well: %s", "/".join(subject.function), error)
+            await self._remove(entry)
+            return
         self.counts.saved += 1
         log.info("snapshot %s of %s is published", id, "/".join(subject.function))
         if older is not None:

@@ -40,8 +40,8 @@ class Criu:
 
 
 def find(path: str) -> Criu | None:
-    """The CRIU of the installer or of `path` (a list of folders); None when there is no such."""
-    for folder in (str(INSTALLED), *path.split(os.pathsep)):
+    """The first on `path` (a list of folders) that is new enough, else the installer's, or None."""
+    for folder in (*path.split(os.pathsep), str(INSTALLED)):
         program = Path(folder) / "criu"
         if not os.access(program, os.X_OK):
             continue
@@ -62,13 +62,16 @@ def _version(program: Path) -> str:
     return found[1] if found else ""
 
 
-def configuration(hook: Path) -> str:
-    """CRIU's options that runc has no flag for; `hook` runs while the worker is paused.
+def configuration(hook: Path | None = None) -> str:
+    """CRIU's options that runc has no flag for; `hook` is run at each stage.
 
     No lock of the network: it would leave packet filter rules behind, and nothing is sent to a
     worker that is not ready. Connections are closed in the image, its listeners are kept.
     """
-    return f"network-lock skip\ntcp-close\nghost-limit {GHOST_LIMIT}\naction-script {hook}\n"
+    lines = ["network-lock skip", "tcp-close", f"ghost-limit {GHOST_LIMIT}"]
+    if hook is not None:
+        lines.append(f"action-script {hook}")
+    return "\n".join(lines) + "\n"
 
 
 def check_saveable(pids: Iterable[int]) -> None:

@@ -97,6 +97,7 @@ class RuncRuntime:
     async def start(self, spec: WorkerSpec) -> Worker:
         container = self._container(spec.folder)
         try:
+            _make_folders(container)
             await self._prepare(spec, container)
             return await self._launch(container, ("run", "--keep"), None)
         except BaseException:
@@ -108,8 +109,12 @@ class RuncRuntime:
         container = self._container(spec.folder)
         upper = image / UPPER
         try:
-            await self._prepare(spec, container, upper if upper.exists() else None)
-            container.lazy = await LazyPages.start(tool, image, container.criu_work)
+            _make_folders(container)
+            serving = asyncio.create_task(LazyPages.start(tool, image, container.criu_work))
+            try:
+                await self._prepare(spec, container, upper if upper.exists() else None)
+            finally:
+                container.lazy = await serving
             places = ("--image-path", str(image), "--work-path", str(container.criu_work))
             return await self._launch(
                 container,
@@ -150,10 +155,13 @@ class RuncRuntime:
 
     async def _prepare(self, spec: WorkerSpec, box: Box, upper: Path | None = None) -> None:
         image = await asyncio.to_thread(self.image_of, spec.launch)
-        for folder in (box.folder, box.criu_work):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        box.network = await self._networks.create(spec.folder)
-        await RootFs(box.folder).mount(image.root, upper)
+        try:
+            async with asyncio.TaskGroup() as side_by_side:
+                creating = side_by_side.create_task(self._networks.create(spec.folder))
+                side_by_side.create_task(RootFs(box.folder).mount(image.root, upper))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        box.network = network = creating.result()
         given = {**self._inherited, **image.environment, **PLATFORM_ENVIRONMENT}
         argv, environment = command_of(spec, given, (image.entrypoint, image.command))
         if not argv:
@@ -161,7 +169,7 @@ class RuncRuntime:
         described = bundle.Box(
             name=box.name,
             image=image,
-            network=box.network,
+            network=network,
             criu_config=box.criu_config,
             work_dir=self._places.work_dir,
             hidden=self._places.hidden,
@@ -169,8 +177,7 @@ class RuncRuntime:
         content = bundle.configuration(spec, described, argv, environment)
         (box.folder / "config.json").write_text(json.dumps(content))
         (box.folder / "config.json").chmod(0o600)  # it holds the function's secrets
-        box.clear_hook()
-        box.criu_config.write_text(criu.configuration(box.hook))
+        box.configure_criu()
 
     async def _launch(
         self, box: Box, verb: Sequence[str], why: Callable[[], str] | None
@@ -221,7 +228,7 @@ class RuncCheckpoints:
         needed = container.memory_bytes() + RootFs(container.folder).size_bytes
         criu.check_space(target, needed)
         # 2. The files that it wrote are stored while it is paused, together with its memory.
-        container.write_hook(RootFs(container.folder).save_command(target / UPPER))
+        container.configure_criu(RootFs(container.folder).save_command(target / UPPER))
         places = ["--image-path", str(target), "--work-path", str(container.criu_work)]
         try:
             await container.runc("checkpoint", "--leave-running", *places, container.name)
@@ -229,10 +236,15 @@ class RuncCheckpoints:
             reason = criu.reason(container.criu_work / "dump.log")
             raise InferxError(f"it cannot be saved: {reason or error.message}") from error
         finally:
-            container.clear_hook()
+            container.configure_criu()
 
     async def restore(self, spec: WorkerSpec, image: Path) -> Worker:
         return await self._runtime.restore(spec, image, self._criu)
+
+
+def _make_folders(box: Box) -> None:
+    for folder in (box.folder, box.criu_work):
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _spawn(

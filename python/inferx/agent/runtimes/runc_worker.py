@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from inferx import procfs
-from inferx.agent.runtimes import tools
+from inferx.agent.runtimes import criu, tools
 from inferx.agent.runtimes.criu import LazyPages
 from inferx.agent.runtimes.network import PodNetwork, PodNetworks
 from inferx.agent.runtimes.protocol import Exit
@@ -45,7 +45,6 @@ class Container:
         self.folder = pod_folder / "box"
         self.criu_work = self.folder / "criu"
         self.criu_config = self.folder / "criu.conf"
-        self.hook = self.folder / "hook"
         # The same for every agent that uses this folder, and for no other folder.
         self.name = f"inferx-{pod_folder.name}-{pod_folder.stat().st_ino:x}"
         self.network: PodNetwork | None = None
@@ -97,17 +96,19 @@ class Container:
                     return "over its memory limit, resources.Mem"
         return ""
 
-    def write_hook(self, command: Sequence[str]) -> None:
-        """Let CRIU run the command while the worker is paused, its memory written."""
-        words = " ".join(shlex.quote(word) for word in command)
+    def configure_criu(self, while_paused: Sequence[str] = ()) -> None:
+        """Write CRIU's options: to run the command when it has written the worker's memory and
+        the worker is still paused. None for restores: each stage would start a shell."""
+        hook = self.folder / "hook"
+        if not while_paused:
+            hook.unlink(missing_ok=True)
+            self.criu_config.write_text(criu.configuration())
+            return
+        words = " ".join(shlex.quote(word) for word in while_paused)
         script = f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || exec {words}\n'
-        self.hook.write_text(script)
-        self.hook.chmod(0o700)
-
-    def clear_hook(self) -> None:
-        """Nothing more to run: CRIU starts the hook at a restore, too."""
-        self.hook.write_text("#!/bin/sh\n")
-        self.hook.chmod(0o700)
+        hook.write_text(script)
+        hook.chmod(0o700)
+        self.criu_config.write_text(criu.configuration(hook))
 
     async def remove(self) -> None:
         """End and remove all of it; what is not there is fine. Raises InferxError otherwise."""
