@@ -312,6 +312,9 @@ class Proxy:
         idle_timeout_ms: int = 300000,
         control_idle_timeout_ms: int = 3600000,
         pool_idle_timeout_ms: int = 4000,
+        eject_failures: int = 10,
+        share_port: bool = False,
+        tls: tuple[str | PathLike[str], str | PathLike[str]] | None = None,
     ) -> Self:
         """A plane that does not listen yet.
 
@@ -319,7 +322,14 @@ class Proxy:
         socket `control_socket`. `threads` 0 means one per core. With `auth_key` (32 random bytes)
         callers of functions need a credential, which is asked about with `need_verdict` and
         hashed under the key. Raises ValueError for a host that is not an IP address.
+        A worker that fails `eject_failures` times in a row (5xx, no answer) is given up. With
+        `share_port` another plane may listen on the port already; anybody may join a plane later.
+        `tls` is a certificate chain and its key as PEM files: clients then speak TLS, with HTTP/2
+        or HTTP/1.1. Raises OSError naming the file that cannot be used.
         """
+
+    def reload_certificate(self) -> None:
+        """Read the certificate and key again; on an OSError those in use stay."""
 
     def start(self) -> int:
         """Bind and serve; returns the port. Raises OSError that names the address when taken."""

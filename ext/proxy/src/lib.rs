@@ -16,9 +16,11 @@ mod events;
 mod exchange;
 mod framing;
 mod headers;
+mod http2;
 mod listener;
 mod openai;
 mod plane;
+mod progress;
 mod pump;
 #[cfg(feature = "python")]
 pub mod py;
@@ -27,6 +29,7 @@ mod route;
 mod service;
 mod socket;
 mod stats;
+mod tls;
 mod tunnel;
 mod upstream;
 
