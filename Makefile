@@ -104,6 +104,10 @@ bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real 
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
 
+.PHONY: soak-park
+soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
+	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so

@@ -21,7 +21,7 @@ from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
 
 # Of the configuration's runtimes, those that the node agent has.
-AVAILABLE_RUNTIMES = ("process", "runc")
+AVAILABLE_RUNTIMES = ("process", "runc", "docker")
 
 
 @click.command()
@@ -45,7 +45,7 @@ AVAILABLE_RUNTIMES = ("process", "runc")
     type=click.Choice(AVAILABLE_RUNTIMES),
     default="process",
     show_default=True,
-    help="How workers are run: as processes, or in containers of runc (needs root).",
+    help="How workers are run: as processes, in containers of runc (needs root), or of Docker.",
 )
 @click.option(
     "--idle-park-ms",
