@@ -255,8 +255,8 @@ class SnapshotStore:
 
         After any error no memory is kept: `SnapshotError` for bad chunks (all are named),
         `MemoryError` before anything is copied, `DeviceError`. Figures: `chunks`, `reads`,
-        `bytes_read`, `bytes_copied`, `bytes_zeroed`, `direct` (1 when the reads went past the
-        page cache), `first_copy_us`, `elapsed_us`.
+        `read_calls` (to the system), `bytes_read`, `bytes_copied`, `bytes_zeroed`, `direct` (1
+        when the reads went past the page cache), `first_copy_us`, `elapsed_us`.
         """
 
     def load(
