@@ -16,7 +16,7 @@ PACKAGE = ROOT / "python" / "inferx"
 LAYERS = {
     "errors": 0, "_ext": 0,
     "domain": 1, "config": 1, "procfs": 1,
-    "store": 2, "rpc": 2, "telemetry": 2, "health": 2, "auth": 2, "audit": 2,
+    "store": 2, "rpc": 2, "telemetry": 2, "health": 2, "auth": 2, "audit": 2, "backup": 2,
     "statesvc": 3, "scheduler": 3, "gateway": 3, "agent": 3, "cli": 3,
     "services": 4, "up": 4, "__main__": 4,
 }  # fmt: skip

@@ -397,7 +397,8 @@ class Proxy:
         """
 
     def remove_worker(self, lease_id: int) -> bool:
-        """Take a worker out of rotation, its calls in flight go on. False when it was not in."""
+        """Take a worker out of rotation. Its calls in flight go on; `worker_idle` comes after the
+        last of them. False when it was not in."""
 
     def fail_lease(
         self,

@@ -34,6 +34,7 @@ from inferx.procfs import boot_id
 from inferx.rpc import ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve
+from inferx.store.crashpoint import CrashPoint
 
 log = logging.getLogger("inferx.agent")
 
@@ -142,7 +143,7 @@ class Agent:
         self._options = options
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
-        self.view = AgentView()
+        self.view = AgentView(self.ledger.taken_mb)
         runtime = _runtime(config, options)
         parts = Parts(
             runtime=runtime,
@@ -187,7 +188,12 @@ class Agent:
         self.podmgr_port, self.state_port = pods.port, state.port
         node = describe_node(config, self.ledger, pods.port, state.port)
         self.view.show_node(config.node_name, node)
-        self._registrar = Registrar(config.state_svc_addrs, config.node_name, node)
+        self._registrar = Registrar(
+            config.state_svc_addrs,
+            config.node_name,
+            node,
+            CrashPoint(config.crash_after_writes),
+        )
         self._registration = asyncio.create_task(self._registrar.run(), name="registration")
         gpus = ", ".join(f"{gpu.index}: {gpu.type} {gpu.vram_mb} MB" for gpu in self.ledger.gpus)
         log.info("node %s serves, GPUs: %s", config.node_name, gpus or "none")
@@ -210,6 +216,7 @@ class Agent:
             log.error("a pod could not be ended: %s", error.message)
         await asyncio.gather(*(server.stop() for server in self._servers))
         await self.manager.close()
+        self.view.close()
         await self._client.aclose()
 
 

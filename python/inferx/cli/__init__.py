@@ -25,10 +25,13 @@ COMMANDS = {
     "logs": ("inferx.cli.calls:logs", "Print the log of a function's worker."),
     "pods": ("inferx.cli.views:pods", "List workers: state, start, GPU memory."),
     "nodes": ("inferx.cli.views:nodes", "List nodes and their GPUs."),
+    "doctor": ("inferx.cli.doctor.command:doctor", "Check a node or a cluster, and what to do."),
     "login": ("inferx.cli.login:login", "Log in at the platform's identity provider."),
     "logout": ("inferx.cli.login:logout", "Forget the login."),
     "whoami": ("inferx.cli.login:whoami", "Show who the platform takes you for."),
     "key": ("inferx.cli.keys:key", "Make, list and revoke API keys."),
+    "backup": ("inferx.cli.backups:backup", "Write all objects into a file."),
+    "restore": ("inferx.cli.backups:restore", "Bring the objects of a backup back."),
     "run": ("inferx.up.command:run", "Run one service of the platform in the foreground."),
     "version": ("inferx.cli.views:version", "Print the version of InferX."),
 }
