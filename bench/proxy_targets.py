@@ -32,7 +32,7 @@ http {{
 UPSTREAM = """upstream {name} {{
     server 127.0.0.1:{port}; keepalive 256; keepalive_requests 100000000;
   }}"""
-PASS_ON = "proxy_pass http://{name}; proxy_http_version 1.1; proxy_set_header Connection '';"
+FORWARD = "proxy_pass http://{name}; proxy_http_version 1.1; proxy_set_header Connection '';"
 # `return` answers before it has read the body; passing the call on without one reads it first.
 POST = """location ~ /post$ {{
       client_body_buffer_size 512k; rewrite ^ / break; proxy_pass http://127.0.0.1:{port};
@@ -97,6 +97,8 @@ def start(stack: ExitStack, core: int, *command: str, quiet: bool = False) -> su
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else None,
+        # What a peer would fetch from the network at its start is not to be measured.
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         text=True,
     )
 
@@ -167,8 +169,8 @@ def proxying_nginx(stack: ExitStack, folder: Path, unary: int, chat: int) -> Tar
         UPSTREAM.format(name=name, port=port) for name, port in (("unary", unary), ("chat", chat))
     )
     locations = (
-        f"location / {{{{ {PASS_ON.format(name='unary')} }}}}"
-        f"location /v1/ {{{{ {PASS_ON.format(name='chat')} proxy_buffering off; }}}}"
+        f"location / {{{{ {FORWARD.format(name='unary')} }}}}"
+        f"location /v1/ {{{{ {FORWARD.format(name='chat')} proxy_buffering off; }}}}"
     )
     text = {"upstream": upstream, "locations": locations}
     return start_nginx(stack, folder, "nginx", 0, text)
