@@ -88,6 +88,15 @@ bench-peers: ## install the LLM gateways that bench-proxy compares with, in thei
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
 	$(PY) scripts/checkov .cache/checkov/bin/checkov
 
+.PHONY: bench-manners
+bench-manners: build ## how the data plane behaves: clients that leave or stall, a held lock, parked calls
+	$(PY) bench/manners.py
+
+SECONDS ?= 3600
+.PHONY: soak
+soak: build ## mixed load on a whole platform; fails when a call does or memory grows; SECONDS=3600
+	$(PY) bench/soak.py --seconds $(SECONDS) $(ARGS)
+
 JAX := .cache/jax
 $(JAX)/.installed: examples/jax/requirements.txt
 	$(PYTHON) -m venv $(JAX)
@@ -99,6 +108,10 @@ $(JAX)/.installed: examples/jax/requirements.txt
 bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real servers (root); ARGS=...
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
+
+.PHONY: soak-park
+soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
+	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
 
 .PHONY: clean
 clean: ## remove everything that the build made

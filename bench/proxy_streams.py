@@ -60,7 +60,9 @@ async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
                 raise SystemExit("bench-proxy: the backend expects a Content-Length")
             wanted = json.loads(asked) if asked else {}
             if wanted.get("stream"):
-                await stream(writer, int(wanted["max_tokens"]))
+                # Some gateways pass it on under its newer name.
+                count = wanted.get("max_tokens") or wanted["max_completion_tokens"]
+                await stream(writer, int(count))
             else:
                 writer.write(whole)
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -17,6 +17,12 @@ from typing import IO
 HERE = Path(__file__).parent
 PEERS = Path(os.environ.get("BENCH_PEERS", HERE.parent / ".cache" / "bench-peers")) / "bin"
 READY_S = 90.0
+PEERS_ENVIRONMENT = {
+    # What it would fetch from the network at its start is not to be measured.
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    # It listens on the loopback only, and the others are measured without keys as well.
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+}
 NGINX = """daemon off; master_process off; worker_processes 1; pid {folder}/{name}.pid;
 error_log {folder}/{name}.log;
 events {{ worker_connections 16384; }}
@@ -97,8 +103,7 @@ def start(stack: ExitStack, core: int, *command: str, quiet: bool = False) -> su
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else None,
-        # What a peer would fetch from the network at its start is not to be measured.
-        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        env={**os.environ, **PEERS_ENVIRONMENT},
         text=True,
     )
 

@@ -1,4 +1,6 @@
-"""Main of the gateway: an embedded Granian on a private Unix socket that hosts the data plane.
+"""Main of the gateway: an embedded Granian that hosts the data plane.
+
+It listens on a private Unix socket behind the data plane, or on the gateway's port before it.
 
 Must never do more than build the gateway, serve it, and stop in order.
 """
@@ -8,21 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import tempfile
 from pathlib import Path
 
 import uvloop
 from granian.constants import Interfaces
 from granian.errors import FatalError
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from inferx import health, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
-from inferx.gateway.app import Gateway
+from inferx.gateway.app import DRAIN_MS, Gateway, listen_host
 from inferx.rpc.server import stop_on_signals
 
 _SOCKET_PATH_BYTES_MAX = 100  # the system's limit is 107
+# As the data plane's own listener has them.
+BACKLOG = 4096
+CONNECTIONS_MAX = 32_768
+HEAD_TIMEOUT_MS = 10_000
 _log = logging.getLogger(__name__)
 
 
@@ -34,22 +42,16 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
     stop = stop_on_signals() if stop is None else stop
     control_socket = _control_socket(config.data_dir)
     gateway = Gateway(config, control_socket)
-    server = Server(
-        gateway.app,
-        uds=control_socket,
-        interface=Interfaces.ASGI,
-        websockets=False,
-        log_enabled=False,
-    )
+    server = _server(config, gateway, control_socket)
     async with health.serving(config) as probes:
         probes.ready_when(lambda: gateway.waits_for)
         probes.metrics_from(gateway.metrics)
-        await _serve(gateway, server, stop)
+        await _serve(config, gateway, server, stop)
     if not stop.is_set():
         raise InferxError("the control server ended by itself")
 
 
-async def _serve(gateway: Gateway, server: Server, stop: asyncio.Event) -> None:
+async def _serve(config: NodeConfig, gateway: Gateway, server: Server, stop: asyncio.Event) -> None:
     """Until `stop` is set or the server ends by itself."""
     try:
         serving = asyncio.create_task(server.serve())
@@ -57,12 +59,52 @@ async def _serve(gateway: Gateway, server: Server, stop: asyncio.Event) -> None:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not serving.done():
+            gateway.set_stopping()
             server.stop()  # type: ignore[no-untyped-call]
+            if config.listener == "granian":
+                # Granian waits for the calls that it has read, however long they take.
+                await asyncio.wait((serving,), timeout=DRAIN_MS / 1000)
+                await gateway.cut_calls(0)
         await serving
     except FatalError as error:
         raise gateway.startup_error or InferxError(f"the control server failed: {error}") from None
     finally:
         gateway.control_socket.unlink(missing_ok=True)
+
+
+def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Server:
+    if config.listener == "rust":
+        return Server(
+            gateway.app,
+            uds=control_socket,
+            interface=Interfaces.ASGI,
+            websockets=False,
+            log_enabled=False,
+        )
+    _require_free(listen_host(config), config.gateway_port)
+    return Server(
+        gateway.app,
+        address=listen_host(config),
+        port=config.gateway_port,
+        interface=Interfaces.ASGI,
+        websockets=False,
+        log_enabled=False,
+        backlog=BACKLOG,
+        backpressure=CONNECTIONS_MAX,
+        http1_settings=HTTP1Settings(header_read_timeout=HEAD_TIMEOUT_MS),
+    )
+
+
+def _require_free(host: str, port: int) -> None:
+    """Granian ends with a panic of its own when the port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
 
 
 def _control_socket(data_dir: Path) -> Path:

@@ -30,7 +30,12 @@ FENCES = [
     (r"^\s*(pub )?use pyo3\b", ("ext/lib.rs", "/src/py.rs", "/src/py/"), "PyO3"),
     (
         r"\bunsafe\s*(\{|fn|impl)",
-        ("ext/gpu_snapshot/src/cuda", "ext/gpu_snapshot/src/map.rs"),
+        # The driver, mapped memory, and buffers that the kernel fills on its own.
+        (
+            "ext/gpu_snapshot/src/cuda",
+            "ext/gpu_snapshot/src/map.rs",
+            "ext/gpu_snapshot/src/uring.rs",
+        ),
         "unsafe code",
     ),
 ]

@@ -9,6 +9,8 @@ __all__ = [
     "CancelToken",
     "CudaDevice",
     "DeviceError",
+    "Door",
+    "DoorCall",
     "Gpu",
     "HostPool",
     "Proxy",
@@ -253,8 +255,8 @@ class SnapshotStore:
 
         After any error no memory is kept: `SnapshotError` for bad chunks (all are named),
         `MemoryError` before anything is copied, `DeviceError`. Figures: `chunks`, `reads`,
-        `bytes_read`, `bytes_copied`, `bytes_zeroed`, `direct` (1 when the reads went past the
-        page cache), `first_copy_us`, `elapsed_us`.
+        `read_calls` (to the system), `bytes_read`, `bytes_copied`, `bytes_zeroed`, `direct` (1
+        when the reads went past the page cache), `first_copy_us`, `elapsed_us`.
         """
 
     def load(
@@ -331,6 +333,13 @@ class Proxy:
 
     def start(self) -> int:
         """Bind and serve; returns the port. Raises OSError that names the address when taken."""
+
+    def open_door(self) -> Door:
+        """A second way in, for calls that another server of this process reads.
+
+        Without `start` before, the plane runs without a listener of its own. Raises OSError when
+        the system has no threads or descriptors left.
+        """
 
     def drain(self, timeout_ms: int) -> bool:
         """Stop accepting, wait for the open requests; False when some were cut at the timeout."""
@@ -453,6 +462,50 @@ class Proxy:
 
     def stats(self) -> bytes:
         """Counters and gauges as JSON: of the plane, and under `functions` by key."""
+
+@final
+class Door:
+    """Hands calls to the data plane: same dispatch, same limits, bounded frames both ways."""
+
+    @property
+    def ready_fd(self) -> int:
+        """A descriptor that is readable while calls have news."""
+
+    def ready(self) -> list[int]:
+        """The ids of the calls with news since the last call: a part of the answer, or room for
+        another frame of the upload."""
+
+    def open(self, head: bytes, chunked: bool) -> DoorCall:
+        """Begin a call whose head is `head`, written as in HTTP/1 up to its blank line.
+
+        It is read as strictly as one that comes over the plane's own listener; a refusal is the
+        call's answer. `chunked`: its fields promise a body in chunks. Raises OSError when the
+        system has no descriptors left.
+        """
+
+@final
+class DoorCall:
+    """One call. Losing the last reference to it means that its client has left."""
+
+    @property
+    def id(self) -> int:
+        """How `Door.ready` names it."""
+
+    def push(self, frame: bytes) -> bool:
+        """Hand in a frame of the upload; False when there is no room for it now."""
+
+    def finish(self) -> None:
+        """The upload is complete."""
+
+    def take(self) -> tuple[Any, ...] | None:
+        """The next part of the answer, None when there is none yet.
+
+        `("head", status, [(name, value), ...])`, then `("data", bytes)` any number of times, then
+        `("end",)` or `("broken", reason)`.
+        """
+
+    def leave(self) -> None:
+        """The client has left: the call ends now, the worker's connection is closed."""
 
 def pod_table() -> list[tuple[str, str, str]]:
     """Every legal step of a pod's life as rows `(from, event, to)`, by state, then event."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from inferx.domain import codec
 from inferx.domain.nodeconfig import (
+    LISTENERS,
     AuthConfig,
     BlobConfig,
     EtcdConfig,
@@ -30,9 +31,9 @@ from inferx.domain.nodeconfig import (
 from inferx.errors import BadRequest, ConfigError
 
 __all__ = [
-    "SERVICES", "AuthConfig", "BlobConfig", "EtcdConfig", "KeycloakConfig", "NodeConfig",
-    "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig", "environment",
-    "gpu_indices", "load", "redact", "service_name", "variables",
+    "LISTENERS", "SERVICES", "AuthConfig", "BlobConfig", "EtcdConfig", "KeycloakConfig",
+    "NodeConfig", "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig",
+    "environment", "gpu_indices", "load", "redact", "service_name", "variables",
 ]  # fmt: skip
 
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
@@ -57,6 +58,7 @@ _ENVIRONMENT = {
     "INFERX_ADMIN_APIKEY": ("adminApikey_", "text"),
     "INFERX_KEY_SECRET": ("keySecret_", "text"),
     "INFERX_DATA_DIR": ("dataDir", "text"),
+    "INFERX_LISTENER": ("listener", "text"),
     "INFERX_LOG_FORMAT": ("logFormat", "text"),
     "INFERX_LOG_LEVEL": ("logLevel", "text"),
 }

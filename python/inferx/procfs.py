@@ -99,11 +99,11 @@ def find_argument(name: str, value: str) -> list[int]:
     return found
 
 
-def caught_signals(pid: int) -> int:
-    """The signals that the process has a handler for, as a bit mask; 0 when it is gone."""
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal; False when it is gone."""
     try:
         text = (PROC / str(pid) / "status").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return False
     mask = next((line for line in text.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
-    return int(mask.split()[1], 16)
+    return bool(int(mask.split()[1], 16) & (1 << (number - 1)))

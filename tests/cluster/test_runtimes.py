@@ -6,22 +6,42 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from inferx.agent.logs import PodLog
+from inferx.agent.runtimes.docker import DockerRuntime
 from inferx.errors import BadRequest, StartFailed
+from tests.helpers.docker_engine import DockerEngine
 from tests.helpers.runtime_kit import Kit, answers, ask, leftovers, until
 
-RUNTIMES = ("process", "runc")
+# One Docker Engine is enough: its tests stay in one process.
+DOCKER = pytest.param("docker", marks=pytest.mark.xdist_group("docker"))
+RUNTIMES = ("process", "runc", DOCKER)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    engine = DockerEngine(tmp_path_factory.mktemp("docker"))
+    engine.start()
+    yield engine
+    engine.stop()
 
 
 @pytest.fixture(params=RUNTIMES)
-def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
-    yield Kit(request.param, tmp_path)
+async def kit(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kit]:
+    if request.param != "docker":
+        yield Kit(request.param, tmp_path)
+    else:
+        engine: DockerEngine = request.getfixturevalue("engine")
+        kit = Kit("docker", tmp_path, docker=engine.socket)
+        yield kit
+        assert engine.containers() == []
+        assert isinstance(kit.runtime, DockerRuntime)
+        await kit.runtime.close()
     assert leftovers(tmp_path) == []
 
 
@@ -65,8 +85,11 @@ async def test_a_command_that_cannot_run_fails_with_its_name(kit: Kit) -> None:
 
 
 async def test_a_function_that_names_nothing_to_run_is_refused(kit: Kit) -> None:
-    spec = kit.spec("w1", entrypoint=[], image="local/x")
-    with pytest.raises(BadRequest, match=r"spec\.entrypoint"):
+    if kit.runtime.name == "docker":  # there the image says it
+        spec, said = kit.spec("w1", image=""), r"spec\.image"
+    else:
+        spec, said = kit.spec("w1", entrypoint=[], image="local/x"), r"spec\.entrypoint"
+    with pytest.raises(BadRequest, match=said):
         kit.runtime.check(spec.launch)
 
 

@@ -16,7 +16,7 @@ from inferx.errors import InferxError, NotSupported
 from inferx.rpc import ixmeta_pb2
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
-from tests.helpers.agent_node import Node, create_request, named
+from tests.helpers.agent_node import Node, create_request, named, until_shown
 from tests.helpers.runtime_kit import leftovers
 
 PATH = os.environ["PATH"]
@@ -38,13 +38,7 @@ async def snapshots(node: Node) -> dict[str, dict[str, Any]]:
 
 async def published(node: Node, function: str = "f", revision: int = 3) -> Path:
     """The folder of the function's snapshot, once the node shows it."""
-    watch = node.state.Watch(ixmeta_pb2.ListRequestMessage(obj_type="snapshot"))
-    async with asyncio.timeout(40):
-        async for event in watch:
-            shown = json.loads(event.obj.data or "{}").get("spec", {})
-            if (event.obj.name, shown.get("fprevision")) == (function, revision):
-                break
-    watch.cancel()
+    await until_shown(node.state, function, revision)
     (folder,) = [each for each in _folders(node.folder) if _identity(each)["function"] == function]
     return folder
 

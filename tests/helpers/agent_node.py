@@ -105,6 +105,17 @@ class Node:
         return int(record["worker"]["pid"])
 
 
+async def until_shown(state: Any, function: str = "f", revision: int = 3) -> None:
+    """Wait until the agent shows a snapshot of the function in that revision."""
+    watch = state.Watch(ixmeta_pb2.ListRequestMessage(obj_type="snapshot"))
+    async with asyncio.timeout(40):
+        async for event in watch:
+            shown = json.loads(event.obj.data or "{}").get("spec", {})
+            if (event.obj.name, shown.get("fprevision")) == (function, revision):
+                break
+    watch.cancel()
+
+
 def function_spec(*mode: str, **more: Any) -> dict[str, Any]:
     return {
         "image": "",

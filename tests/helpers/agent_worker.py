@@ -15,6 +15,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else "ok"
 KEPT: list[bytearray] = []
@@ -64,6 +65,15 @@ class Handler(BaseHTTPRequestHandler):
         print(format % args, flush=True)
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Without the library's question for the host's name: there may be nobody to answer it."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "worker", int(self.server_address[1])
+
+
 def main() -> None:
     print(f"model server {MODE} pid {os.getpid()} port {os.environ['PORT']}", flush=True)
     if MODE == "exit":
@@ -87,10 +97,8 @@ def main() -> None:
         Path(ARGUMENT).write_text("written at the start")
     if MODE == "slow":
         time.sleep(float(ARGUMENT))
-    ThreadingHTTPServer.daemon_threads = True
-    ThreadingHTTPServer(
-        (os.environ["INFERX_HOST"], int(os.environ["PORT"])), Handler
-    ).serve_forever()
+    address = (os.environ["INFERX_HOST"], int(os.environ["PORT"]))
+    Server(address, Handler).serve_forever()
 
 
 if __name__ == "__main__":

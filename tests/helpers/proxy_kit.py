@@ -12,10 +12,15 @@ from typing import Any
 
 import msgpack
 import orjson
+from granian.constants import Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
 
 from inferx._ext import Proxy
+from inferx.gateway.door import AsgiDoor
 
 DEADLINE_S = 10.0
+DOORS = ("rust", "granian")
 LIMITS: dict[str, Any] = {"threads": 2}
 
 
@@ -184,11 +189,60 @@ async def echo(wire: Wire, request: Message) -> None:
     await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text), text)
 
 
+class GranianDoor:
+    """Granian before the data plane, as the gateway runs it with `--listener granian`."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._door = AsgiDoor(proxy, _no_control)
+        self._server: Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listens; returns the port."""
+        self._door.start()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        settings = HTTP1Settings(header_read_timeout=300)
+        self._server = Server(
+            self._door, port=port, interface=Interfaces.ASGINL, websockets=False,
+            log_enabled=False, backlog=1024, http1_settings=settings,
+        )  # fmt: skip
+        self._serving = asyncio.create_task(self._server.serve())
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            assert not self._serving.done()
+            assert time.monotonic() < deadline
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return port
+            except OSError:
+                await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Ends when all connections have ended."""
+        assert self._server is not None
+        assert self._serving is not None
+        self._server.stop()  # type: ignore[no-untyped-call]
+        async with asyncio.timeout(DEADLINE_S):
+            await self._serving
+        self._door.stop()
+
+
+async def _no_control(scope: Any, receive: Any, send: Any) -> None:
+    """In the place of the control routes."""
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b"no such route"})
+
+
 class Rig:
     """A data plane with its events, and clients for it."""
 
-    def __init__(self, tmp_path: Path, **limits: Any) -> None:
+    def __init__(self, tmp_path: Path, door: str = "rust", **limits: Any) -> None:
         self.control_path = tmp_path / "control.sock"
+        self.door = door
+        self._granian: GranianDoor | None = None
         port = limits.pop("port", 0)
         self.proxy = Proxy("127.0.0.1", port, self.control_path, **{**LIMITS, **limits})
         self.events: list[tuple[Any, ...]] = []
@@ -197,7 +251,11 @@ class Rig:
         self._wires: list[Wire] = []
 
     async def __aenter__(self) -> Rig:
-        self.port = self.proxy.start()
+        if self.door == "rust":
+            self.port = self.proxy.start()
+        else:
+            self._granian = GranianDoor(self.proxy)
+            self.port = await self._granian.start()
         self.proxy.set_synced()
         self.proxy.set_not_ready(None)
         loop = asyncio.get_running_loop()
@@ -208,6 +266,8 @@ class Rig:
         asyncio.get_running_loop().remove_reader(self.proxy.event_fd)
         for wire in self._wires:
             wire.abort()
+        if self._granian is not None:
+            await self._granian.stop()
         assert await asyncio.to_thread(self.proxy.drain, 5000), "some connections did not end"
         await asyncio.sleep(0)  # lets the transports close their sockets
 

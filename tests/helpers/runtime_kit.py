@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 
 from inferx import procfs
+from inferx.agent.runtimes.docker import DockerRuntime
 from inferx.agent.runtimes.process import ProcessRuntime
 from inferx.agent.runtimes.protocol import Runtime, Worker, WorkerSpec
 from inferx.agent.runtimes.runc import STATE_ROOT, Places, RuncRuntime
 from inferx.agent.spec import parse_alloc, parse_launch
+from tests.helpers import docker_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = "tests/helpers/agent_worker.py"
@@ -28,12 +30,20 @@ ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/root"}
 class Kit:
     """One runtime in a folder of the test's own."""
 
-    def __init__(self, name: str, folder: Path, path: str = ENVIRONMENT["PATH"]) -> None:
+    def __init__(
+        self, name: str, folder: Path, path: str = ENVIRONMENT["PATH"], docker: Path | None = None
+    ) -> None:
         self.folder = folder
+        self._spec: dict[str, Any] = {"image": "", "entrypoint": ["$(INFERX_PYTHON)", SERVER]}
         environment = {**ENVIRONMENT, "PATH": path}
         self.runtime: Runtime
         if name == "process":
             self.runtime = ProcessRuntime(ROOT, environment)
+        elif docker is not None:
+            self.runtime = DockerRuntime(docker)
+            self._spec["image"] = docker_engine.IMAGE
+            self._spec["entrypoint"] = ["$(INFERX_PYTHON)", str(ROOT / SERVER)]
+            self._spec["mounts"] = docker_engine.mounts(ROOT)
         else:
             places = Places(ROOT, folder / "images", "10.213.0.0/16", (folder / "hidden",))
             self.runtime = RuncRuntime(places, environment)
@@ -41,8 +51,7 @@ class Kit:
     def spec(self, name: str, *mode: str, mem_mb: int = 500, **more: Any) -> WorkerSpec:
         """A worker of the test server in that mode."""
         function = {
-            "image": "",
-            "entrypoint": ["$(INFERX_PYTHON)", SERVER],
+            **self._spec,
             "commands": list(mode or ("ok",)),
             "resources": {"CPU": 100, "Mem": mem_mb},
             "endpoint": {"port": 8000},

@@ -112,6 +112,7 @@ def test_the_environment_wins(tmp_path: Path) -> None:
         ({}, {"ETCD_ADDRS": "nowhere"}, "environment ETCD_ADDRS: etcdAddrs: expected host:port"),
         ({"resources": {"GPUs": "3-1"}}, {}, "resources.GPUs: expected Auto, all, none or a list"),
         ({"resources": {"CPU": "many"}}, {}, "resources.CPU: expected integer millicores"),
+        ({}, {"INFERX_LISTENER": "x"}, "environment INFERX_LISTENER: listener: expected one of"),
         ({"runtime": "vm"}, {}, "runtime: expected one of process, runc"),
         ({"auditdbAddr": "${NOT_SET}"}, {}, "auditdbAddr: environment variable NOT_SET is not set"),
         ({"hostIp": "here"}, {}, "hostIp: 'here' is not an IP address"),

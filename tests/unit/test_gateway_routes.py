@@ -269,7 +269,10 @@ async def test_services_that_are_down_are_named(up: Platform) -> None:
     assert (await up.http.get("/readyz")).status_code == 200, "warm calls still work"
 
 
-async def test_a_taken_port_ends_the_gateway_with_its_name(up: Platform, tmp_path: Path) -> None:
-    other = replace(up.config, data_dir=tmp_path / "other")
+@pytest.mark.parametrize("listener", ["rust", "granian"])
+async def test_a_taken_port_ends_the_gateway_with_its_name(
+    up: Platform, tmp_path: Path, listener: str
+) -> None:
+    other = replace(up.config, data_dir=tmp_path / "other", listener=listener)
     with pytest.raises(OSError, match=str(up.config.gateway_port)):
         await gateway.main(other, asyncio.Event())

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.proxy_kit import Message, RawWorker, Rig, Wire, echo
+from tests.helpers.proxy_kit import DOORS, Message, RawWorker, Rig, Wire, echo
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    async with Rig(tmp_path, body_bytes_max=100_000, default_tenant="public") as rig:
+@pytest.fixture(params=DOORS)
+async def rig(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    async with Rig(tmp_path, request.param, body_bytes_max=100_000, default_tenant="public") as rig:
         yield rig
 
 
@@ -135,7 +135,10 @@ async def test_a_chunked_upload_streams_and_trailers_pass_both_ways(rig: Rig) ->
             assert await upstream.chunk() == piece
         await client.send(b"0\r\nX-Sum: 6\r\n\r\n")
         assert await upstream.chunk() == b""
-        assert (await upstream.reader.readuntil(b"\r\n")).lower() == b"x-sum: 6\r\n"
+        up, down = b"x-sum: 6\r\n", b"x-end: yes\r\n"
+        if rig.door == "granian":
+            up = down = b""  # ASGI has no place for them
+        assert (await upstream.reader.readexactly(len(up) + 2)).lower() == up + b"\r\n"
         await upstream.send(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-End\r\n\r\n"
         )
@@ -145,7 +148,7 @@ async def test_a_chunked_upload_streams_and_trailers_pass_both_ways(rig: Rig) ->
         assert await client.chunk() == b"first"
         await upstream.send(b"0\r\nX-End: yes\r\n\r\n")
         assert await client.chunk() == b""
-        assert (await client.reader.readuntil(b"\r\n\r\n")).lower() == b"x-end: yes\r\n\r\n"
+        assert (await client.reader.readexactly(len(down) + 2)).lower() == down + b"\r\n"
 
 
 async def test_the_worker_may_answer_before_the_upload_ends(rig: Rig) -> None:
@@ -305,6 +308,9 @@ async def test_health_and_readiness(rig: Rig) -> None:
 
 
 async def test_everything_else_goes_to_the_control_server(rig: Rig) -> None:
+    if rig.door == "granian":  # it is the control server
+        assert (await rig.call("/v1/models")).body == b"no such route"
+        return
     down = await rig.call("/v1/models")
     assert (down.status, down.json()["error"]["code"]) == (503, "unavailable")
     async with RawWorker(echo, rig.control_path):

@@ -1,6 +1,7 @@
 //! Host memory for direct I/O and device copies: page-aligned, touched once, never moved.
 //! It must never grow: a slot is made before the job and reused until its end.
 
+use crate::map::OwnMap;
 use crate::{Error, Result};
 use std::fmt;
 
@@ -11,11 +12,8 @@ pub const PAGE: usize = 4096;
 pub struct HostBuffer {
     /// Unlocks the pages; declared first, so that it is dropped before the pages are.
     pin: Option<Box<dyn Send + Sync>>,
-    /// Never resized, so its address is stable for the buffer's life. A `Vec` and no `Box`,
-    /// because a moved `Box` may not be written through older pointers, which a device does.
-    storage: Vec<u8>,
-    start: usize,
-    len: usize,
+    /// Never resized, so its address is stable for the buffer's life.
+    memory: OwnMap,
 }
 
 impl HostBuffer {
@@ -26,16 +24,11 @@ impl HostBuffer {
                 "buffer length {len} is no multiple of {PAGE}"
             )));
         }
-        let mut storage = vec![0u8; len + PAGE];
+        let mut memory = OwnMap::new(len)?;
         // A write to each page, because an untouched page would fault on the restore path.
-        storage.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
-        let start = storage.as_ptr().align_offset(PAGE);
-        Ok(Self {
-            pin: None,
-            storage,
-            start,
-            len,
-        })
+        let pages = memory.bytes_mut().iter_mut().step_by(PAGE);
+        pages.for_each(|byte| *byte = 1);
+        Ok(Self { pin: None, memory })
     }
 
     /// Whether a device has locked the pages.
@@ -50,22 +43,22 @@ impl HostBuffer {
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.len
+        self.memory.bytes().len()
     }
 
     /// Never true: a buffer has at least one page.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.storage[self.start..self.start + self.len]
+        self.memory.bytes()
     }
 
     /// The bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.storage[self.start..self.start + self.len]
+        self.memory.bytes_mut()
     }
 }
 
@@ -74,7 +67,7 @@ impl fmt::Debug for HostBuffer {
         write!(
             out,
             "HostBuffer({} bytes, pinned: {})",
-            self.len,
+            self.len(),
             self.is_pinned()
         )
     }

@@ -12,8 +12,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Slots of a device's ring: four chunks of weights, 32 MiB, made at the first transfer.
-const RING_SLOTS: usize = 4;
+/// Slots of a device's ring: eight chunks of weights, 64 MiB, made at the first transfer.
+pub const RING_SLOTS: usize = 8;
 const RING_SLOT_LEN: usize = 8 << 20;
 
 /// A GPU, the memory held on it and the ring that is made when it is first needed.

@@ -2,6 +2,7 @@
 //! It must never hand on a byte that was not verified, and never know Python outside of `py`.
 
 pub mod buffer;
+pub mod checksum;
 pub mod cuda;
 pub mod device;
 pub mod error;
@@ -11,6 +12,7 @@ mod map;
 pub mod pipeline;
 pub mod soft;
 pub mod storage;
+mod uring;
 
 #[cfg(feature = "python")]
 pub mod py;

@@ -4,7 +4,7 @@
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags, RenameFlags};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -41,6 +41,10 @@ pub trait StoredFile: Send + Sync {
     }
     /// Whether this file bypasses the page cache; then buffers and offsets have to be aligned.
     fn direct(&self) -> bool;
+    /// The descriptor, for a reader that asks the kernel itself; `None` when there is none.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// One name in a directory.
@@ -112,6 +116,10 @@ impl StoredFile for OsFile {
 
     fn direct(&self) -> bool {
         self.direct
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 }
 
@@ -204,10 +212,11 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(sys::open(path, flags, Mode::empty())?)
 }
 
-/// Fills all of `bytes`; a file that ends before is `UnexpectedEof`.
-pub fn read_exact(file: &dyn StoredFile, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    let mut done = 0;
+/// Fills all of `bytes`; a file that ends before is `UnexpectedEof`. Returns the calls it took.
+pub fn read_exact(file: &dyn StoredFile, bytes: &mut [u8], offset: u64) -> io::Result<u64> {
+    let (mut done, mut calls) = (0, 0);
     while done < bytes.len() {
+        calls += 1;
         match file.read_at(&mut bytes[done..], offset + done as u64) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => done += count,
@@ -215,7 +224,7 @@ pub fn read_exact(file: &dyn StoredFile, bytes: &mut [u8], offset: u64) -> io::R
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(calls)
 }
 
 /// Writes all of `bytes`.

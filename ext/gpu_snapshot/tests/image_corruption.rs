@@ -267,7 +267,7 @@ fn newer_formats_are_refused_as_such() {
         let path = directory().join(file);
         let mut bytes = storage.read_file(&path);
         bytes[at] = value;
-        let crc = crc32c::crc32c(&bytes[..crc_at]);
+        let crc = gpu_snapshot::checksum::crc32c(&bytes[..crc_at]);
         bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
         storage.write_file(&path, &bytes);
         store.fsck("a")

@@ -3,14 +3,18 @@
 
 mod common;
 
-use common::rig::{failure, options, ring, soft, usual};
+use common::rig::{CHUNK, device_bytes, failure, gpu_region, options, ring, soft, usual};
+use common::{Faults, MemStorage, sample};
 use gpu_snapshot::device::{GRANULARITY, Va};
+use gpu_snapshot::image::Store;
 use gpu_snapshot::pipeline::{
     Cancel, DeviceRange, Options, Placement, Ring, check_device, load, restore,
 };
 use gpu_snapshot::soft::{SoftConfig, SoftDevice};
 use gpu_snapshot::{Error, Result};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[test]
@@ -53,6 +57,40 @@ fn a_cut_segment_is_a_bad_chunk_and_no_panic() {
     let device = soft(&[]);
     let error = failure(&fixture, &device, &mut ring(&device));
     assert!(matches!(error, Error::BadChunks(_)), "{error}");
+}
+
+#[test]
+fn bad_sectors_are_bad_chunks_and_short_reads_are_none() {
+    let storage = MemStorage::new();
+    let (store, _) = Store::open(Arc::new(storage.clone()), Path::new(sample::ROOT)).unwrap();
+    let regions = vec![gpu_region(1, 20 * u64::from(CHUNK))];
+    let kinds: Vec<u8> = (1..=20).collect();
+    let contents = sample::contents(&regions, &kinds);
+    sample::save(&store, sample::draft("a", regions), &contents).unwrap();
+    let snapshot = store.snapshot("a").unwrap();
+    let (device, cancel) = (soft(&[]), Cancel::default());
+    let mut ring = ring(&device);
+    storage.set_faults(Faults {
+        bad_sector: Some(u64::from(CHUNK) - 1),
+        ..Faults::default()
+    });
+    let result = load(&snapshot, &device, &mut ring, &cancel, options());
+    let error = result.err().expect("a sector is bad");
+    let Error::BadChunks(bad) = error else {
+        panic!("{error}");
+    };
+    // Each chunk has a segment of its own here, so that each of them has that sector.
+    assert_eq!((bad.len(), bad[7].index), (20, 7));
+    assert!(bad[0].why.contains("os error 5"), "{}", bad[0].why);
+    assert_eq!((device.used(), ring.usable()), (0, 4));
+    storage.set_faults(Faults {
+        stutter: true,
+        ..Faults::default()
+    });
+    let loaded = load(&snapshot, &device, &mut ring, &cancel, options()).unwrap();
+    assert!(loaded.report.read_calls > loaded.report.reads);
+    let va = loaded.ranges[0].1.va();
+    assert!(device_bytes(&device, va, contents[0].len()) == contents[0]);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::budget::RetryBudget;
 use crate::config::Config;
 use crate::definition::Definition;
 use crate::dispatch::{Function, Hub, Worker};
+use crate::door::Door;
 use crate::events::{Event, Outbox};
 use crate::listener;
 use crate::reply::Reject;
@@ -90,7 +91,8 @@ pub struct Plane {
 struct Running {
     runtime: Runtime,
     stop: watch::Sender<bool>,
-    address: SocketAddr,
+    /// None when calls come through a door only.
+    address: Option<SocketAddr>,
 }
 
 impl Plane {
@@ -140,11 +142,7 @@ impl Plane {
         let config = &self.core.config;
         let socket = listener::bind(config.listen, config.share_port)?;
         let address = socket.local_addr()?;
-        let mut builder = Builder::new_multi_thread();
-        if self.core.config.threads > 0 {
-            builder.worker_threads(self.core.config.threads);
-        }
-        let runtime = builder.enable_all().thread_name("inferx-proxy").build()?;
+        let runtime = self.build_runtime()?;
         let (stop, stopped) = watch::channel(false);
         let listener = {
             let _inside = runtime.enter();
@@ -154,9 +152,39 @@ impl Plane {
         *running = Some(Running {
             runtime,
             stop,
-            address,
+            address: Some(address),
         });
         Ok(address)
+    }
+
+    /// A door for calls that another server reads; the plane runs without a listener of its own
+    /// when it was not started before.
+    ///
+    /// # Errors
+    /// When the system has no threads or descriptors left.
+    pub fn open_door(&self) -> io::Result<Door> {
+        let mut running = self.running();
+        if running.is_none() {
+            *running = Some(Running {
+                runtime: self.build_runtime()?,
+                stop: watch::channel(false).0,
+                address: None,
+            });
+        }
+        let parts = running
+            .as_ref()
+            .map(|it| (it.runtime.handle().clone(), it.stop.subscribe()));
+        let (runtime, stop) =
+            parts.ok_or_else(|| io::Error::other("the data plane does not run"))?;
+        Door::new(self.core.clone(), runtime, stop)
+    }
+
+    fn build_runtime(&self) -> io::Result<Runtime> {
+        let mut builder = Builder::new_multi_thread();
+        if self.core.config.threads > 0 {
+            builder.worker_threads(self.core.config.threads);
+        }
+        builder.enable_all().thread_name("inferx-proxy").build()
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
@@ -169,7 +197,7 @@ impl Plane {
 
     /// The address that the plane listens on, when it does.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.running().as_ref().map(|running| running.address)
+        self.running().as_ref().and_then(|running| running.address)
     }
 
     /// Stops accepting and waits until the open requests have ended or the time is over.

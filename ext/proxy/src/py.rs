@@ -1,5 +1,7 @@
 //! The Python rim of this crate: argument conversion and error mapping, nothing else.
 
+mod door;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +14,9 @@ use crate::{Config, Definition, Event, NewWorker, Plane, Policy, Reject, Start, 
 
 /// Adds this crate's classes to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Proxy>()
+    module.add_class::<Proxy>()?;
+    module.add_class::<door::Door>()?;
+    module.add_class::<door::DoorCall>()
 }
 
 /// The data plane; documented in `_ext.pyi`.
@@ -95,6 +99,13 @@ impl Proxy {
     fn start(&self, py: Python<'_>) -> PyResult<u16> {
         py.detach(|| self.plane.start())
             .map(|address| address.port())
+            .map_err(os_error)
+    }
+
+    fn open_door(&self) -> PyResult<door::Door> {
+        self.plane
+            .open_door()
+            .map(door::Door::from)
             .map_err(os_error)
     }
 

@@ -124,13 +124,17 @@ class Manager:
 
         Raises as `create` does, and NotSupported where the runtime cannot save workers.
         """
-        snapshots = self._tools.snapshots
-        if snapshots is None:
+        if self._tools.snapshots is None:
             name = self._tools.runtime.name
             raise NotSupported(f"create_type: the {name} runtime of this node keeps no snapshots")
         pod = await self.create(request)
-        await snapshots.settled()
+        await self.settled()
         await pod.terminate()
+
+    async def settled(self) -> None:
+        """Wait until every snapshot that was taken is published, or given up."""
+        if self._tools.snapshots is not None:
+            await self._tools.snapshots.settled()
 
     async def remove_snapshot(self, funckey: str) -> None:
         """Remove what is kept of a function; nothing there is fine."""
@@ -214,8 +218,8 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
         for pod in self.pods:
             await pod.let_go()
-        if self._tools.snapshots is not None:
-            await self._tools.snapshots.settled()
+        await self.settled()
+        await self._tools.runtime.close()
         os.close(self._lock)
 
     # ---- inside ----

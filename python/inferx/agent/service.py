@@ -20,6 +20,7 @@ from inferx.agent.manager import CreateRequest, Manager, Parts
 from inferx.agent.pod import Pod
 from inferx.agent.probe import new_client
 from inferx.agent.register import Registrar
+from inferx.agent.runtimes.docker import SOCKET, DockerRuntime
 from inferx.agent.runtimes.process import ProcessRuntime
 from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.runtimes.runc import Places, RuncRuntime
@@ -224,7 +225,9 @@ def _runtime(config: NodeConfig, options: Options) -> Runtime:
             hidden=(data, snapshots),
         )
         return RuncRuntime(places, options.environment)
-    raise ConfigError(f"runtime: {config.runtime!r} is not available, only process and runc are")
+    if config.runtime == "docker":
+        return DockerRuntime(config.container_socket or SOCKET)
+    raise ConfigError(f"runtime: {config.runtime!r} is not available; process, runc and docker are")
 
 
 def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_port: int) -> Node:

@@ -159,8 +159,7 @@ class Snapshots:
         finally:
             self._saving.discard(subject.function)
             await asyncio.to_thread(shutil.rmtree, draft, True)
-        older = self._entries.get(subject.function)
-        entry = self._enter(id)
+        entry = self._read(id)
         if entry is None:
             return
         try:  # read back now what was written, so that the first restore need not wait for it
@@ -169,10 +168,13 @@ class Snapshots:
             log.error("snapshot of %s was not written well: %s", "/".join(subject.function), error)
             await self._remove(entry)
             return
-        self.counts.saved += 1
-        log.info("snapshot %s of %s is published", id, "/".join(subject.function))
+        older = self._entries.get(subject.function)
+        self._entries[subject.function] = entry
         if older is not None:
             await self._remove(older)
+        self.counts.saved += 1
+        log.info("snapshot %s of %s is published", id, "/".join(subject.function))
+        self._show(entry)
 
     # ---- using ----
 
@@ -248,7 +250,20 @@ class Snapshots:
             self._store.verify(entry.id)
             entry.checked = now
 
-    def _enter(self, id: str) -> Entry | None:
+    def _enter(self, id: str) -> None:
+        """Enter a snapshot that was found on the disk."""
+        entry = self._read(id)
+        if entry is None:
+            return
+        known = self._entries.get(entry.function)
+        if known is not None:  # left by an agent that died before it removed the older one
+            older = min(known, entry, key=lambda one: one.created_ms)
+            self._store.remove(older.id)
+            entry = known if older is entry else entry
+        self._entries[entry.function] = entry
+        self._show(entry)
+
+    def _read(self, id: str) -> Entry | None:
         try:
             manifest = json.loads(self._store.manifest(id))
         except (OSError, SnapshotError) as error:
@@ -256,20 +271,13 @@ class Snapshots:
             return None
         identity = manifest["identity"]
         function = (identity["tenant"], identity["namespace"], identity["function"])
-        entry = Entry(
+        return Entry(
             id=id,
             function=function,
             revision=int(identity["revision"]),
             size_bytes=sum(file["len"] for file in manifest["files"]),
             created_ms=int(manifest["created_unix_ms"]),
         )
-        known = self._entries.get(function)
-        if known is not None and known.created_ms > entry.created_ms:
-            self._store.remove(id)  # left by an agent that died before it removed the older one
-            return None
-        self._entries[function] = entry
-        self._show(entry)
-        return entry
 
     async def _make_room(self, needed_bytes: int) -> None:
         if not self._budget_bytes:

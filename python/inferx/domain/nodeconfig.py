@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from inferx.domain.meta import check_name
+from inferx.domain.noderuntime import POD_CIDR, container_socket, pod_cidr
 from inferx.domain.reader import Fields
 from inferx.errors import BadRequest
 
@@ -22,6 +23,7 @@ _T = TypeVar("_T")
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
 KEY_SECRET_CHARS_MIN = 32
+LISTENERS = ("rust", "granian")
 RUNTIMES = ("process", "runc", "containerd", "docker")
 
 # Entries of older configurations that nothing here needs.
@@ -172,9 +174,11 @@ class NodeConfig:
     leader_lease_ms: int = 2000
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
+    listener: str = "rust"
     runtime: str = "process"
+    container_socket: Path | None = None  # of the Docker Engine; None = where it usually is
     snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
-    pod_cidr: str = "10.213.0.0/16"  # containers' addresses; seen on this node only
+    pod_cidr: str = POD_CIDR  # containers' addresses; seen on this node only
     log_format: str = "text"
     log_level: str = "info"
     idle_park_ms: int | None = None  # None: the keep-alive policy decides for each function
@@ -224,9 +228,11 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         simulated_gpus=_read_simulated(fields),
         snapshot_dir=_folder(fields, "snapshotDir", data_dir / "snapshots"),
         data_dir=data_dir,
+        listener=fields.choice("listener", LISTENERS, "rust"),
         runtime=fields.choice("runtime", RUNTIMES, "process"),
         snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
-        pod_cidr=_pod_cidr(fields),
+        pod_cidr=pod_cidr(fields),
+        container_socket=container_socket(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
         idle_park_ms=fields.optional_integer("idleParkMs", unit="milliseconds"),
@@ -275,17 +281,6 @@ def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
         item if item.startswith("https://") else _address(item, name)
         for item in fields.strings(name)
     )
-
-
-def _pod_cidr(fields: Fields) -> str:
-    given = fields.string("podCidr", NodeConfig.pod_cidr)
-    try:
-        network = ipaddress.IPv4Network(given)
-    except ValueError as error:
-        fields.fail("podCidr", f"{given!r} is not an IPv4 network like 10.213.0.0/16: {error}")
-    if network.prefixlen > 29:
-        fields.fail("podCidr", f"{given} has no room for containers; give a /29 or larger")
-    return str(network)
 
 
 def _several(fields: Fields, name: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
 from inferx._ext import Proxy
 from inferx.auth.apikeys import Hasher
@@ -30,6 +31,7 @@ from inferx.errors import InferxError
 from inferx.gateway import certificates, replies
 from inferx.gateway.access import Access
 from inferx.gateway.callers import Callers
+from inferx.gateway.door import AsgiDoor
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
 from inferx.gateway.keys import KeyRoutes
@@ -76,7 +78,7 @@ class Gateway:
             share_port=self._identity.beside_another,
             tls=(config.tls.cert, config.tls.key) if config.tls.enable else None,
         )
-        self.app = Starlette(
+        control = Starlette(
             lifespan=self._lifespan,
             middleware=[Middleware(replies.RequestIds)],
             exception_handlers={
@@ -85,13 +87,15 @@ class Gateway:
                 Exception: replies.on_unexpected,
             },
         )
-        self.app.router.redirect_slashes = False
+        control.router.redirect_slashes = False
+        self._door = AsgiDoor(self._proxy, control) if config.listener == "granian" else None
+        self.app: ASGIApp = self._door or control
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         try:
             # The port first: nothing else matters when it is taken.
-            self.port = self._proxy.start()
+            self.port = self._open()
         except Exception as error:
             self.startup_error = error
             raise
@@ -121,10 +125,10 @@ class Gateway:
         try:
             yield
         finally:
-            self._not_ready("the gateway is stopping")
-            drained = await asyncio.to_thread(self._proxy.drain, DRAIN_MS)
-            if not drained:
-                _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
+            self.set_stopping()
+            await self.cut_calls(DRAIN_MS)
+            if self._door is not None:
+                self._door.stop()
             for task in (getting_ready, certificate):
                 task.cancel()
             await asyncio.gather(getting_ready, certificate, return_exceptions=True)
@@ -136,6 +140,21 @@ class Gateway:
             await callers.stop()
             await functions.stop()
             await state.close(None)
+
+    def _open(self) -> int:
+        if self._door is None:
+            return self._proxy.start()
+        self._door.start()
+        return self._config.gateway_port
+
+    def set_stopping(self) -> None:
+        """Tell load balancers; whoever calls still is served until the app's lifespan ends."""
+        self._not_ready("the gateway is stopping")
+
+    async def cut_calls(self, after_ms: int) -> None:
+        """Take no more calls, and end those that are still open after that time."""
+        if not await asyncio.to_thread(self._proxy.drain, after_ms):
+            _log.warning("some calls did not end within %d s and were cut", DRAIN_MS // 1000)
 
     def metrics(self) -> bytes:
         """The data plane's and this process's, in Prometheus text form."""

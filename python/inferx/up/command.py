@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
 
 # Of the configuration's runtimes, those that the node agent has.
-AVAILABLE_RUNTIMES = ("process", "runc")
+AVAILABLE_RUNTIMES = ("process", "runc", "docker")
 
 
 @click.command()
@@ -44,7 +45,7 @@ AVAILABLE_RUNTIMES = ("process", "runc")
     type=click.Choice(AVAILABLE_RUNTIMES),
     default="process",
     show_default=True,
-    help="How workers are run: as processes, or in containers of runc (needs root).",
+    help="How workers are run: as processes, in containers of runc (needs root), or of Docker.",
 )
 @click.option(
     "--idle-park-ms",
@@ -52,6 +53,13 @@ AVAILABLE_RUNTIMES = ("process", "runc")
     default=None,
     help="An idle worker gives its GPU back after this time; without it what is known of each "
     "function's calls decides.",
+)
+@click.option(
+    "--listener",
+    type=click.Choice(config.LISTENERS),
+    default="rust",
+    show_default=True,
+    help="Who reads the clients' requests: the data plane itself, or Granian for it.",
 )
 @click.option(
     "--log-level",
@@ -70,6 +78,7 @@ def up(
     gpus: str,
     runtime: str,
     idle_park_ms: int | None,
+    listener: str,
     log_level: str,
     log_format: str,
     auth: bool,
@@ -81,7 +90,16 @@ def up(
     they fail, and stops all of them and every worker at the end. Objects are kept in --dir.
     """
     settings = Settings(
-        directory, port, gpus, runtime, idle_park_ms, log_level, log_format, verbose, auth
+        directory,
+        port,
+        gpus,
+        runtime,
+        idle_park_ms,
+        log_level,
+        log_format,
+        verbose,
+        auth,
+        listener,
     )
     supervisor.run(settings, lambda line: click.echo(f"inferx: {line}", err=True))
 
@@ -94,8 +112,13 @@ def up(
     type=click.Path(dir_okay=False, path_type=Path),
     help="node.json; without it defaults and the environment.",
 )
+@click.option(
+    "--listener", type=click.Choice(config.LISTENERS), help="Of the gateway; overrides node.json."
+)
 @click.option("--supervised", is_flag=True, hidden=True, help="End when standard input closes.")
-def run(service: str | None, config_file: Path | None, supervised: bool) -> None:
+def run(
+    service: str | None, config_file: Path | None, listener: str | None, supervised: bool
+) -> None:
     """Run one SERVICE in the foreground: statesvc, scheduler, nodeagent or gateway.
 
     Without SERVICE the environment's RUN_SERVICE says which.
@@ -103,6 +126,8 @@ def run(service: str | None, config_file: Path | None, supervised: bool) -> None
     if supervised:
         _end_with_supervisor()
     settings = config.load(config_file)
+    if listener is not None:
+        settings = replace(settings, listener=listener)
     name = config.service_name(service) if service else settings.run_service
     if not name:
         raise ConfigError(f"say which service: {', '.join(config.SERVICES)}, or set RUN_SERVICE")

@@ -31,6 +31,7 @@ class Settings:
     log_format: str
     verbose: bool
     auth: bool = False
+    listener: str = "rust"
 
 
 def simulated_gpus(text: str) -> tuple[int, int] | None:
@@ -73,6 +74,7 @@ def node_document(settings: Settings, directory: Path, ports: list[int]) -> dict
         "dataDir": str(directory),
         "snapshotDir": str(directory / "snapshots"),
         "gatewayPort": settings.port,
+        "listener": settings.listener,
         "statSvcPort": state,
         "schedulerPort": scheduler,
         "podMgrPort": podmgr,

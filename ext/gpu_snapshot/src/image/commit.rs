@@ -25,7 +25,7 @@ impl Commit {
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..40].copy_from_slice(&self.manifest_blake3);
         bytes[40..48].copy_from_slice(&self.manifest_len.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..60]);
+        let crc = crate::checksum::crc32c(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -37,7 +37,7 @@ impl Commit {
             return bad("wrong magic");
         }
         let (body, crc) = bytes.split_at(60);
-        if crc != crc32c::crc32c(body).to_le_bytes() {
+        if crc != crate::checksum::crc32c(body).to_le_bytes() {
             return bad("crc32c does not match");
         }
         if bytes[..8] != MAGIC[..] {

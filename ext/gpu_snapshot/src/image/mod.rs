@@ -13,6 +13,7 @@
 
 mod check;
 mod commit;
+mod import;
 mod manifest;
 mod read;
 mod record;
@@ -22,10 +23,11 @@ mod write;
 
 pub use check::check_table;
 pub use commit::{COMMIT_LEN, Commit};
+pub use import::Import;
 pub use manifest::{AuxFile, Gpu, Identity, Manifest, Region, RegionClass, Segment};
 pub use read::Snapshot;
 pub use record::{Codec, HEADER_LEN, Header, RECORD_LEN, Record};
-pub use store::{Scan, Store};
+pub use store::{Scan, Store, fsck};
 pub use write::{Draft, Writer, WriterLimits};
 
 /// Name of the file that makes a directory a snapshot.

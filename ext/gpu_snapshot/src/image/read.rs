@@ -11,6 +11,7 @@ use crate::error::BadChunk;
 use crate::storage::{Open, Storage, StoredFile, read_exact};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 /// The longest table that is read, bytes: four million chunks.
@@ -29,14 +30,13 @@ pub struct Snapshot {
 impl Snapshot {
     /// Opens and checks COMMIT, manifest, table, file names and file lengths, in this order.
     pub fn open(storage: &dyn Storage, path: &Path) -> Result<Self> {
-        let (commit, _) = read_whole(storage, path, COMMIT, COMMIT_LEN as u64)?;
+        let commit = read_whole(storage, path, COMMIT, COMMIT_LEN as u64)?;
         let commit: [u8; COMMIT_LEN] = commit
             .try_into()
             .map_err(|_| Error::corrupt(COMMIT, format!("not {COMMIT_LEN} bytes")))?;
         let commit = Commit::decode(&commit)?;
         let manifest = read_manifest(storage, path, &commit)?;
         let records = read_table(storage, path, &manifest)?;
-        check_table(&manifest, &records)?;
         check_names(storage, path, &manifest)?;
         let mut segments = Vec::with_capacity(manifest.segments.len());
         for (index, segment) in (0u16..).zip(&manifest.segments) {
@@ -88,22 +88,37 @@ impl Snapshot {
     }
 
     /// Reads the chunk at `index` into `slot` and checks it; its raw bytes come first in the slot.
-    /// The text says why the chunk is bad.
-    pub fn read_chunk(&self, index: usize, slot: &mut [u8]) -> std::result::Result<(), String> {
-        let record = &self.records[index];
-        if record.codec == Codec::Zero {
-            slot[..record.raw_len as usize].fill(0);
-            return Ok(());
+    /// Returns the system calls it took; the text says why the chunk is bad.
+    pub fn read_chunk(&self, index: usize, slot: &mut [u8]) -> std::result::Result<u64, String> {
+        if self.records[index].codec == Codec::Zero {
+            slot[..self.records[index].raw_len as usize].fill(0);
+            return Ok(0);
         }
+        self.finish_chunk(index, slot, 0)
+    }
+
+    /// Reads what is left of a stored chunk of which `done` bytes are in `slot`, and checks it.
+    pub(crate) fn finish_chunk(
+        &self,
+        index: usize,
+        slot: &mut [u8],
+        done: usize,
+    ) -> std::result::Result<u64, String> {
+        let record = &self.records[index];
         let stored = &mut slot[..record.stored_len as usize];
         let segment = &*self.segments[usize::from(record.seg)];
-        read_exact(segment, stored, record.seg_off)
+        let calls = read_exact(segment, &mut stored[done..], record.seg_off + done as u64)
             .map_err(|error| format!("{}: {error}", segment_name(record.seg)))?;
-        let crc = crc32c::crc32c(stored);
+        let crc = crate::checksum::crc32c(stored);
         if crc != record.crc {
             return Err(format!("crc32c is {crc:#010x}, not {:#010x}", record.crc));
         }
-        Ok(())
+        Ok(calls)
+    }
+
+    /// The descriptor of the segment that stores a chunk; `None` when its file has none.
+    pub(crate) fn descriptor(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.segments[usize::from(self.records[index].seg)].descriptor()
     }
 
     /// Describes a bad chunk.
@@ -127,7 +142,7 @@ impl Snapshot {
         let mut bad = Vec::new();
         for (index, record) in self.records.iter().enumerate() {
             let slot = slot.bytes_mut();
-            let read = self.read_chunk(index, slot).and_then(|()| {
+            let read = self.read_chunk(index, slot).and_then(|_| {
                 let (raw, padding) = slot.split_at(record.raw_len as usize);
                 let padded = record.stored_len.saturating_sub(record.raw_len) as usize;
                 if !is_zero(&padding[..padded]) {
@@ -195,50 +210,68 @@ fn check_len(file: &dyn StoredFile, name: &str, expected: u64) -> Result<()> {
     ))
 }
 
-/// A file's bytes and their blake3; the length is checked before anything is read.
-fn read_whole(
-    storage: &dyn Storage,
-    dir: &Path,
-    name: &str,
-    len: u64,
-) -> Result<(Vec<u8>, blake3::Hash)> {
+/// A file's bytes; the length is checked before anything is read.
+fn read_whole(storage: &dyn Storage, dir: &Path, name: &str, len: u64) -> Result<Vec<u8>> {
     let file = open(storage, dir, name, Open::Read)?;
     check_len(&*file, name, len)?;
     let mut bytes = vec![0; len as usize];
     read_exact(&*file, &mut bytes, 0).map_err(|error| Error::io(format!("read {name}"), error))?;
-    let hash = blake3::hash(&bytes);
-    Ok((bytes, hash))
+    Ok(bytes)
 }
 
 fn read_manifest(storage: &dyn Storage, dir: &Path, commit: &Commit) -> Result<Manifest> {
+    check_manifest_len(commit)?;
+    let bytes = read_whole(storage, dir, MANIFEST, commit.manifest_len)?;
+    parse_manifest(&bytes, commit)
+}
+
+/// Before anything of that length is read or believed.
+fn check_manifest_len(commit: &Commit) -> Result<()> {
     if commit.manifest_len > MANIFEST_LEN_MAX {
         return Err(Error::corrupt(
             COMMIT,
             format!("manifest of {} bytes", commit.manifest_len),
         ));
     }
-    let (bytes, hash) = read_whole(storage, dir, MANIFEST, commit.manifest_len)?;
-    if hash != blake3::Hash::from(commit.manifest_blake3) {
+    Ok(())
+}
+
+/// The manifest that a COMMIT names; its own rules are checked.
+pub(super) fn parse_manifest(bytes: &[u8], commit: &Commit) -> Result<Manifest> {
+    check_manifest_len(commit)?;
+    if bytes.len() as u64 != commit.manifest_len {
+        let why = format!("length {}, not {}", bytes.len(), commit.manifest_len);
+        return Err(Error::corrupt(MANIFEST, why));
+    }
+    if blake3::hash(bytes) != blake3::Hash::from(commit.manifest_blake3) {
         return Err(Error::corrupt(MANIFEST, "blake3 does not match COMMIT"));
     }
-    let manifest: Manifest = serde_json::from_slice(&bytes)
+    let manifest: Manifest = serde_json::from_slice(bytes)
         .map_err(|error| Error::corrupt(MANIFEST, error.to_string()))?;
     manifest.check()?;
     Ok(manifest)
 }
 
-fn read_table(storage: &dyn Storage, dir: &Path, manifest: &Manifest) -> Result<Vec<Record>> {
+fn table_len(manifest: &Manifest) -> Result<u64> {
     let len = manifest.chunks.checked_mul(RECORD_LEN as u64);
     let len = len.and_then(|len| len.checked_add(HEADER_LEN as u64));
-    let len = len.filter(|len| *len <= TABLE_LEN_MAX);
-    let Some(len) = len else {
-        return Err(Error::corrupt(
-            MANIFEST,
-            format!("{} chunks are too many", manifest.chunks),
-        ));
-    };
-    let (bytes, hash) = read_whole(storage, dir, TABLE, len)?;
-    let header = Header::decode(&bytes)?;
+    len.filter(|len| *len <= TABLE_LEN_MAX)
+        .ok_or_else(|| Error::corrupt(MANIFEST, format!("{} chunks are too many", manifest.chunks)))
+}
+
+fn read_table(storage: &dyn Storage, dir: &Path, manifest: &Manifest) -> Result<Vec<Record>> {
+    let bytes = read_whole(storage, dir, TABLE, table_len(manifest)?)?;
+    parse_table(&bytes, manifest)
+}
+
+/// The records of the table that a manifest names; the rules between them are checked.
+pub(super) fn parse_table(bytes: &[u8], manifest: &Manifest) -> Result<Vec<Record>> {
+    let expected = table_len(manifest)?;
+    if bytes.len() as u64 != expected {
+        let why = format!("length {}, not {expected}", bytes.len());
+        return Err(Error::corrupt(TABLE, why));
+    }
+    let header = Header::decode(bytes)?;
     if header.records != manifest.chunks {
         let why = format!(
             "{} records, the manifest says {}",
@@ -253,9 +286,10 @@ fn read_table(storage: &dyn Storage, dir: &Path, manifest: &Manifest) -> Result<
         .map(|(index, bytes)| Record::decode(bytes, index));
     let records = records.collect::<Result<Vec<Record>>>()?;
     // After the records, because their checksums say where the damage is.
-    if hash.to_hex().as_str() != manifest.table_blake3 {
+    if blake3::hash(bytes).to_hex().as_str() != manifest.table_blake3 {
         return Err(Error::corrupt(TABLE, "blake3 does not match the manifest"));
     }
+    check_table(manifest, &records)?;
     Ok(records)
 }
 

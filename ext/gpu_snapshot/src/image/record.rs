@@ -36,7 +36,7 @@ impl Header {
         bytes[16..24].copy_from_slice(&self.records.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.incompat.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.ro_compat.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..HEADER_LEN - 4]);
+        let crc = crate::checksum::crc32c(&bytes[..HEADER_LEN - 4]);
         bytes[HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -50,7 +50,7 @@ impl Header {
         if bytes[..8] != HEADER_MAGIC[..] {
             return bad("wrong magic");
         }
-        if u32_at(bytes, HEADER_LEN - 4) != crc32c::crc32c(&bytes[..HEADER_LEN - 4]) {
+        if u32_at(bytes, HEADER_LEN - 4) != crate::checksum::crc32c(&bytes[..HEADER_LEN - 4]) {
             return bad("crc32c of the header does not match");
         }
         if u32_at(bytes, 12) != RECORD_LEN as u32 {
@@ -168,7 +168,10 @@ impl Record {
 
 /// Everything but the checksum's own four bytes.
 fn record_crc(bytes: &[u8; RECORD_LEN]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&bytes[..CRC_AT]), &bytes[CRC_AT + 4..])
+    let mut covered = [0; RECORD_LEN - 4];
+    covered[..CRC_AT].copy_from_slice(&bytes[..CRC_AT]);
+    covered[CRC_AT..].copy_from_slice(&bytes[CRC_AT + 4..]);
+    crate::checksum::crc32c(&covered)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -102,7 +102,7 @@ impl Segments {
         record.seg = index as u16;
         record.seg_off = segment.used;
         record.stored_len = stored.len() as u32;
-        record.crc = crc32c::crc32c(stored);
+        record.crc = crate::checksum::crc32c(stored);
         segment.used += stored.len() as u64;
         Ok(())
     }

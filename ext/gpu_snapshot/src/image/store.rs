@@ -1,6 +1,8 @@
 //! A directory of snapshots with one owner: start-up scan, listing, removal.
 //! It must never delete something it did not make, and never list what it could not check.
 
+use super::import::Import;
+use super::manifest::Identity;
 use super::read::Snapshot;
 use super::write::{Draft, Writer, WriterLimits};
 use crate::storage::Storage;
@@ -56,6 +58,32 @@ pub(super) fn remove_tree(storage: &dyn Storage, path: &Path) -> Result<()> {
         }
     }
     gone("rmdir", path, storage.remove_dir(path))
+}
+
+/// Reads and checks every byte of every snapshot in a directory, whoever owns it, and changes
+/// nothing. What is wrong with each, by id; `None` for a sound one.
+pub fn fsck(storage: &dyn Storage, root: &Path) -> Result<Vec<(String, Option<Error>)>> {
+    let entries = storage
+        .list(root)
+        .map_err(|error| Error::io(format!("list {}", root.display()), error))?;
+    let ids = entries.iter().filter(|entry| entry.is_dir);
+    let ids = ids.filter_map(|entry| entry.name.strip_prefix("snap-"));
+    let judge = |id: &str| {
+        let sound = open_named(storage, root, id).and_then(|found| found.verify(storage));
+        (id.to_owned(), sound.err())
+    };
+    Ok(ids.map(judge).collect())
+}
+
+/// Opens a snapshot. One whose manifest has another id was moved there and is corrupt.
+fn open_named(storage: &dyn Storage, root: &Path, id: &str) -> Result<Snapshot> {
+    check_id(id)?;
+    let snapshot = Snapshot::open(storage, &root.join(format!("snap-{id}")))?;
+    if snapshot.manifest().id != id {
+        let why = format!("it is of snapshot {:?}, not {id:?}", snapshot.manifest().id);
+        return Err(Error::corrupt(super::MANIFEST, why));
+    }
+    Ok(snapshot)
 }
 
 impl Store {
@@ -167,13 +195,7 @@ impl Store {
 
     /// Opens a snapshot. One whose manifest has another id was moved there and is corrupt.
     pub fn snapshot(&self, id: &str) -> Result<Snapshot> {
-        check_id(id)?;
-        let snapshot = Snapshot::open(&*self.storage, &self.path(id))?;
-        if snapshot.manifest().id != id {
-            let why = format!("it is of snapshot {:?}, not {id:?}", snapshot.manifest().id);
-            return Err(Error::corrupt(super::MANIFEST, why));
-        }
-        Ok(snapshot)
+        open_named(&*self.storage, &self.root, id)
     }
 
     /// Reads and checks every byte of a snapshot.
@@ -188,6 +210,24 @@ impl Store {
             return Err(Error::Invalid(format!("snapshot {} exists", draft.id)));
         }
         Writer::begin(Arc::clone(&self.storage), &self.root, draft, limits)
+    }
+
+    /// Starts to take a snapshot in from elsewhere: its three files of metadata are checked, and
+    /// compared with `host`, before anything is written. `Invalid` when the id is taken.
+    pub fn import(
+        &self,
+        commit: &[u8],
+        manifest: &[u8],
+        table: &[u8],
+        host: Option<&Identity>,
+    ) -> Result<Import> {
+        let import = Import::begin(
+            Arc::clone(&self.storage),
+            &self.root,
+            [commit, manifest, table],
+            host,
+        )?;
+        Ok(import)
     }
 
     /// Removes a snapshot: out of sight at once, then from the disk; open readers keep theirs.

@@ -232,13 +232,7 @@ impl Writer {
     }
 
     fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.temporary.join(name);
-        let file = self
-            .storage
-            .open(&path, Open::Create)
-            .map_err(at(&path, "create"))?;
-        write_all(&*file, bytes, 0).map_err(at(&path, "write"))?;
-        file.sync().map_err(at(&path, "fsync"))
+        write_file(&*self.storage, &self.temporary.join(name), bytes)
     }
 
     /// Makes the snapshot durable, then visible; returns its path. In this order: segments, table,
@@ -270,20 +264,46 @@ impl Writer {
             manifest_blake3,
             manifest_len: manifest.len() as u64,
         };
-        self.write_file(COMMIT, &commit.encode())?;
-        self.storage
-            .sync_dir(&self.temporary)
-            .map_err(at(&self.temporary, "fsync"))?;
         let target = self.root.join(format!("snap-{}", self.draft.id));
-        self.storage
-            .rename(&self.temporary, &target)
-            .map_err(at(&target, "rename to"))?;
-        self.published = true;
-        self.storage
-            .sync_dir(&self.root)
-            .map_err(at(&self.root, "fsync"))?;
+        publish(
+            &*self.storage,
+            &self.temporary,
+            &target,
+            &commit.encode(),
+            &mut self.published,
+        )?;
         Ok(target)
     }
+}
+
+/// Creates a file with these bytes and makes it durable.
+pub(super) fn write_file(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = storage
+        .open(path, Open::Create)
+        .map_err(at(path, "create"))?;
+    write_all(&*file, bytes, 0).map_err(at(path, "write"))?;
+    file.sync().map_err(at(path, "fsync"))
+}
+
+/// The last steps of every new snapshot, all else being durable: COMMIT, directory, rename, parent
+/// directory. `published` is set once others can see it.
+pub(super) fn publish(
+    storage: &dyn Storage,
+    temporary: &Path,
+    target: &Path,
+    commit: &[u8],
+    published: &mut bool,
+) -> Result<()> {
+    write_file(storage, &temporary.join(COMMIT), commit)?;
+    storage
+        .sync_dir(temporary)
+        .map_err(at(temporary, "fsync"))?;
+    storage
+        .rename(temporary, target)
+        .map_err(at(target, "rename to"))?;
+    *published = true;
+    let root = target.parent().unwrap_or(Path::new("."));
+    storage.sync_dir(root).map_err(at(root, "fsync"))
 }
 
 impl Drop for Writer {

@@ -1,6 +1,7 @@
 //! Moving snapshots between disk and device: reads, checks and copies overlap on reusable slots.
 //! It must never copy unchecked bytes, and on its path never allocate, pin or map anything.
 
+mod batch;
 mod plan;
 mod pool;
 mod pull;
@@ -13,5 +14,5 @@ pub use pool::HostPool;
 pub use pull::{PullReport, check_device, save};
 pub use range::{DeviceRange, Loaded, Window, load, load_resident};
 pub use resident::Resident;
-pub use restore::{Options, Placement, Report, restore};
+pub use restore::{Backend, Options, Placement, Report, restore};
 pub use ring::{Cancel, Ring};

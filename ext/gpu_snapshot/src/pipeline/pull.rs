@@ -171,7 +171,7 @@ pub fn check_device(
             is_zero(&slot.bytes()[..raw_len])
         } else {
             slot.bytes_mut()[raw_len..stored_len].fill(0);
-            crc32c::crc32c(&slot.bytes()[..stored_len]) == record.crc
+            crate::checksum::crc32c(&slot.bytes()[..stored_len]) == record.crc
         };
         if !sound {
             bad.push(snapshot.bad_chunk(tag as usize, "differs on the device".into()));

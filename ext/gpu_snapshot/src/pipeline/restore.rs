@@ -1,6 +1,7 @@
 //! The restore engine: reader threads fill and check slots, the device's queue empties them.
 //! It must never report success unless every chunk was checked and copied.
 
+use super::batch;
 use super::plan::Plan;
 use super::ring::{Cancel, Ring};
 use crate::buffer::HostBuffer;
@@ -21,11 +22,24 @@ pub struct Placement {
     pub va: Va,
 }
 
+/// Who asks the kernel for a snapshot's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Threads that call `pread`: works everywhere.
+    #[default]
+    Pread,
+    /// One thread with io_uring: deeper queues, fewer system calls. Where the kernel refuses it,
+    /// or a segment has no descriptor, `Pread` does the work; the report tells.
+    Uring,
+}
+
 /// How a job runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Threads that read and check; each has at most one read under way.
+    /// Threads that read and check; each has at most one read under way. For `Pread`.
     pub readers: usize,
+    /// Who reads.
+    pub backend: Backend,
     /// How long a single copy may take before the device counts as hung.
     pub copy_timeout: Duration,
 }
@@ -33,7 +47,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            readers: 2,
+            readers: 5,
+            backend: Backend::default(),
             copy_timeout: Duration::from_secs(10),
         }
     }
@@ -46,6 +61,10 @@ pub struct Report {
     pub chunks: u64,
     /// Reads from the disk.
     pub reads: u64,
+    /// System calls for them.
+    pub read_calls: u64,
+    /// Who made them.
+    pub backend: Backend,
     /// Bytes read from the disk.
     pub bytes_read: u64,
     /// Bytes copied to the device.
@@ -60,26 +79,30 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
-struct State<'a> {
-    free: &'a mut Vec<HostBuffer>,
+/// The system calls that a sound chunk took, or why it is bad.
+pub(super) type Checked = std::result::Result<u64, String>;
+
+pub(super) struct State<'a> {
+    pub(super) free: &'a mut Vec<HostBuffer>,
     /// Copies given to the queue.
-    in_flight: usize,
+    pub(super) in_flight: usize,
     /// Reads whose chunks are neither copied nor found bad.
     left: usize,
-    bad: Vec<BadChunk>,
+    pub(super) bad: Vec<BadChunk>,
     /// Why everything stops; the first reason wins.
-    fatal: Option<Error>,
+    pub(super) fatal: Option<Error>,
+    pub(super) read_calls: u64,
     first_copy: Option<Duration>,
 }
 
-struct Engine<'a> {
-    snapshot: &'a Snapshot,
-    plan: &'a Plan,
-    queue: &'a dyn CopyQueue,
-    cancel: &'a Cancel,
+pub(super) struct Engine<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) plan: &'a Plan,
+    pub(super) queue: &'a dyn CopyQueue,
+    pub(super) cancel: &'a Cancel,
     started: Instant,
     /// Index of the next read in the plan.
-    next: AtomicUsize,
+    pub(super) next: AtomicUsize,
     state: Mutex<State<'a>>,
     /// A slot came back, or everything stops.
     slot_free: Condvar,
@@ -88,11 +111,11 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn lock(&self) -> MutexGuard<'_, State<'a>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<'a>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stop(&self, state: &mut State<'_>, why: Error) {
+    pub(super) fn stop(&self, state: &mut State<'_>, why: Error) {
         state.fatal.get_or_insert(why);
         self.slot_free.notify_all();
         self.progress.notify_all();
@@ -113,15 +136,21 @@ impl<'a> Engine<'a> {
             };
             let record = self.plan.steps[*first].record;
             let read = self.snapshot.read_chunk(record, slot.bytes_mut());
-            let mut state = self.lock();
-            if let Err(why) = read {
-                self.report_bad(&mut state, *first, &why);
-            }
-            if state.bad.is_empty() && state.fatal.is_none() {
-                self.submit(&mut state, *first, slot);
-            } else {
-                self.finish_read(&mut state, slot);
-            }
+            self.hand_on(*first, slot, read);
+        }
+    }
+
+    /// A read has ended: its chunk goes to the device, or is noted as bad.
+    pub(super) fn hand_on(&self, first: usize, slot: HostBuffer, read: Checked) {
+        let mut state = self.lock();
+        match read {
+            Ok(calls) => state.read_calls += calls,
+            Err(why) => self.report_bad(&mut state, first, &why),
+        }
+        if state.bad.is_empty() && state.fatal.is_none() {
+            self.submit(&mut state, first, slot);
+        } else {
+            self.finish_read(&mut state, slot);
         }
     }
 
@@ -184,22 +213,29 @@ impl<'a> Engine<'a> {
             };
             let waited = self.progress.wait_while(self.lock(), idle);
             let state = waited.unwrap_or_else(PoisonError::into_inner);
-            if state.in_flight == 0 {
-                return;
-            }
+            let in_flight = state.in_flight;
             drop(state);
-            match self.queue.reap(timeout) {
-                Some(completion) => self.take_in(completion),
-                None => {
-                    let why = Error::Timeout(format!("no copy finished in {timeout:?}"));
-                    self.stop(&mut self.lock(), why);
-                    return;
-                }
+            if in_flight == 0 || !self.reap_one(timeout) {
+                return;
             }
         }
     }
 
-    fn take_in(&self, completion: Completion) {
+    /// Waits for the oldest copy; false, and all stops, when the device hangs.
+    pub(super) fn reap_one(&self, timeout: Duration) -> bool {
+        let completion = self.queue.reap(timeout);
+        match completion {
+            Some(completion) => self.take_in(completion),
+            None => {
+                let why = Error::Timeout(format!("no copy finished in {timeout:?}"));
+                self.stop(&mut self.lock(), why);
+                return false;
+            }
+        }
+        true
+    }
+
+    pub(super) fn take_in(&self, completion: Completion) {
         let mut state = self.lock();
         state.in_flight -= 1;
         state.first_copy.get_or_insert(self.started.elapsed());
@@ -267,6 +303,7 @@ pub fn restore(
         left: plan.reads.len(),
         bad: Vec::new(),
         fatal: None,
+        read_calls: 0,
         first_copy: None,
     };
     let engine = Engine {
@@ -280,17 +317,41 @@ pub fn restore(
         slot_free: Condvar::new(),
         progress: Condvar::new(),
     };
+    let reads = match options.backend {
+        Backend::Uring => batch::open(&engine, depth),
+        Backend::Pread => None,
+    };
+    let backend = reads.as_ref().map_or(Backend::Pread, |_| Backend::Uring);
+    match reads {
+        Some(reads) => batch::read_all(&engine, reads, options.copy_timeout),
+        None => read_with_threads(&engine, depth, options),
+    }
+    let state = engine
+        .state
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    finish(snapshot, &plan, placements, state, backend, started)
+}
+
+fn read_with_threads(engine: &Engine<'_>, depth: usize, options: Options) {
     std::thread::scope(|scope| {
-        let readers = options.readers.clamp(1, depth).min(plan.reads.len());
+        let readers = options.readers.clamp(1, depth).min(engine.plan.reads.len());
         for _ in 0..readers {
             scope.spawn(|| engine.read_all());
         }
         engine.reap_all(options.copy_timeout);
     });
-    let state = engine
-        .state
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
+}
+
+/// The outcome: what was wrong, or the figures.
+fn finish(
+    snapshot: &Snapshot,
+    plan: &Plan,
+    placements: &[Placement],
+    state: State<'_>,
+    backend: Backend,
+    started: Instant,
+) -> Result<Report> {
     let (first_copy, fatal, mut bad) = (state.first_copy, state.fatal, state.bad);
     if !bad.is_empty() {
         bad.sort_by_key(|bad| bad.index);
@@ -313,6 +374,8 @@ pub fn restore(
             .map(|placement| chunks(placement.region_id))
             .sum(),
         reads: plan.reads.len() as u64,
+        read_calls: state.read_calls,
+        backend,
         bytes_read: plan.reads.iter().map(stored).sum(),
         bytes_copied: plan.steps.iter().map(|step| step.len).sum(),
         bytes_zeroed: plan.zeros.iter().map(|(_, len)| len).sum(),

@@ -65,6 +65,7 @@ fn figures<'py>(py: Python<'py>, done: &pipeline::Report) -> PyResult<Bound<'py,
     let numbers = [
         ("chunks", done.chunks),
         ("reads", done.reads),
+        ("read_calls", done.read_calls),
         ("bytes_read", done.bytes_read),
         ("bytes_copied", done.bytes_copied),
         ("bytes_zeroed", done.bytes_zeroed),

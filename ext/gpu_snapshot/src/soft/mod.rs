@@ -20,18 +20,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a simulated device is like.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SoftConfig {
     /// Total memory in bytes, rounded down to the granularity.
     pub capacity: u64,
     /// Copy rate of the device, all queues together; `None` is as fast as the host copies.
     pub bytes_per_second: Option<u64>,
+    /// Copies that a queue moves at the same time; GPUs have several copy engines.
+    pub copy_engines: usize,
     /// Time that each copy takes besides its bytes.
     pub copy_latency: Duration,
     /// Tells devices of one machine apart; part of the UUID.
     pub index: u16,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+}
+
+impl Default for SoftConfig {
+    fn default() -> Self {
+        Self {
+            capacity: 0,
+            bytes_per_second: None,
+            copy_engines: 2,
+            copy_latency: Duration::ZERO,
+            index: 0,
+            faults: Vec::new(),
+        }
+    }
 }
 
 /// What queues and their device share.

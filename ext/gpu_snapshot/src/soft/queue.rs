@@ -1,4 +1,4 @@
-//! A copy queue of SoftDevice: a thread that moves bytes in order at the device's rate.
+//! A copy queue of SoftDevice: threads, as many as copy engines, that move bytes at its rate.
 //! It must never allocate for a piece of work, and never outlive its owner.
 
 use super::Inner;
@@ -14,11 +14,34 @@ use std::time::{Duration, Instant};
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Work>,
-    finished: VecDeque<Completion>,
-    /// Work taken in and not yet reaped.
-    under_way: usize,
+    /// Work that no engine has begun, with its number.
+    waiting: VecDeque<(u64, Work)>,
+    /// Where the engines work: address and length.
+    running: Vec<(u64, u64)>,
+    /// Work taken in and not yet reaped, in order; `None` while it is not finished.
+    finished: VecDeque<Option<Completion>>,
+    /// Number of the front of `finished`.
+    first: u64,
     stop: bool,
+}
+
+impl State {
+    /// Whether the next work may begin: not beside one on the same bytes, which would lose order.
+    fn ready(&self) -> bool {
+        let Some((_, next)) = self.waiting.front() else {
+            return false;
+        };
+        let apart = |(at, len): &(u64, u64)| {
+            next.va.0 >= at.saturating_add(*len) || *at >= next.va.0.saturating_add(next.len)
+        };
+        self.running.iter().all(apart)
+    }
+
+    fn finish(&mut self, number: u64, range: (u64, u64), completion: Completion) {
+        self.running.retain(|running| *running != range);
+        let place = (number - self.first) as usize;
+        self.finished[place] = Some(completion);
+    }
 }
 
 struct Shared {
@@ -38,7 +61,7 @@ impl Shared {
 
 pub(super) struct SoftQueue {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    engines: Vec<JoinHandle<()>>,
 }
 
 impl SoftQueue {
@@ -46,8 +69,10 @@ impl SoftQueue {
         if depth == 0 {
             return Err(Error::Invalid("a queue needs a depth".into()));
         }
+        let count = device.config.copy_engines.max(1);
         let state = State {
             waiting: VecDeque::with_capacity(depth),
+            running: Vec::with_capacity(count),
             finished: VecDeque::with_capacity(depth),
             ..State::default()
         };
@@ -57,16 +82,20 @@ impl SoftQueue {
             work: Condvar::new(),
             done: Condvar::new(),
         };
-        let shared = Arc::new(shared);
-        let (name, ours) = ("soft-copy".to_owned(), Arc::clone(&shared));
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || run(&device, &ours))
-            .map_err(|error| Error::io("start of a copy thread", error))?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        // Made before the threads, so that those that run are stopped when one cannot start.
+        let mut queue = Self {
+            shared: Arc::new(shared),
+            engines: Vec::with_capacity(count),
+        };
+        for _ in 0..count {
+            let (device, ours) = (Arc::clone(&device), Arc::clone(&queue.shared));
+            let engine = std::thread::Builder::new()
+                .name("soft-copy".to_owned())
+                .spawn(move || run(&device, &ours))
+                .map_err(|error| Error::io("start of a copy thread", error))?;
+            queue.engines.push(engine);
+        }
+        Ok(queue)
     }
 }
 
@@ -78,26 +107,28 @@ impl CopyQueue for SoftQueue {
             return Err((Error::Invalid(why), work.buffer));
         }
         let mut state = self.shared.lock();
-        if state.under_way == self.shared.depth {
+        if state.finished.len() == self.shared.depth {
             let why = format!("the queue holds {} pieces of work", self.shared.depth);
             return Err((Error::Invalid(why), work.buffer));
         }
-        state.under_way += 1;
-        state.waiting.push_back(work);
+        let number = state.first + state.finished.len() as u64;
+        state.finished.push_back(None);
+        state.waiting.push_back((number, work));
         drop(state);
         self.shared.work.notify_one();
         Ok(())
     }
 
     fn reap(&self, timeout: Duration) -> Option<Completion> {
-        let pending = |state: &mut State| state.finished.is_empty() && state.under_way > 0;
+        let pending = |state: &mut State| matches!(state.finished.front(), Some(None));
         let waited = self
             .shared
             .done
             .wait_timeout_while(self.shared.lock(), timeout, pending);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let completion = state.finished.pop_front()?;
-        state.under_way -= 1;
+        let completion = state.finished.front_mut()?.take()?;
+        state.finished.pop_front();
+        state.first += 1;
         Some(completion)
     }
 }
@@ -106,30 +137,35 @@ impl Drop for SoftQueue {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.work.notify_all();
-        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
-            std::panic::resume_unwind(panic);
+        for engine in self.engines.drain(..) {
+            if let Err(panic) = engine.join() {
+                std::panic::resume_unwind(panic);
+            }
         }
     }
 }
 
 fn run(device: &Inner, shared: &Shared) {
     loop {
-        let idle = |state: &mut State| state.waiting.is_empty() && !state.stop;
+        let idle = |state: &mut State| !state.ready() && !state.stop;
         let waited = shared.work.wait_while(shared.lock(), idle);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         if state.stop {
             return;
         }
-        let Some(mut work) = state.waiting.pop_front() else {
+        let Some((number, mut work)) = state.waiting.pop_front() else {
             continue;
         };
-        drop(state);
+        let range = (work.va.0, work.len);
+        state.running.push(range);
+        // Under the lock, so that faults and the device's rate meet the work in order.
         let fault = if work.kind == WorkKind::Zero {
             None
         } else {
             device.faults.copy_fault()
         };
         let until = device.take_copy_time(work.len);
+        drop(state);
         if matches!(fault, Some(Fault::Hang(_))) {
             wait_for_stop(shared, None);
             return;
@@ -139,12 +175,14 @@ fn run(device: &Inner, shared: &Shared) {
             return;
         }
         let Work { tag, buffer, .. } = work;
-        shared.lock().finished.push_back(Completion {
+        let completion = Completion {
             tag,
             buffer,
             result,
-        });
+        };
+        shared.lock().finish(number, range, completion);
         shared.done.notify_all();
+        shared.work.notify_all();
     }
 }
 

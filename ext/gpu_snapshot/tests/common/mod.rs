@@ -32,6 +32,8 @@ pub struct Faults {
     pub fail_at: Option<(usize, i32)>,
     /// `allocate` fails with ENOSPC beyond so many bytes a file.
     pub allocate_max: Option<u64>,
+    /// Reads of this offset, of any file, fail with EIO, as on a bad sector.
+    pub bad_sector: Option<u64>,
     /// Reads and writes are short and often interrupted.
     pub stutter: bool,
 }
@@ -219,6 +221,11 @@ impl StoredFile for MemFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.0.state();
         state.alive()?;
+        let end = offset + bytes.len() as u64;
+        let bad = |sector: u64| (offset..end).contains(&sector);
+        if state.faults.bad_sector.is_some_and(bad) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         let offset = offset as usize;
         let left = state.inodes[self.1].bytes.len().saturating_sub(offset);
         let count = state.step(left.min(bytes.len()))?;

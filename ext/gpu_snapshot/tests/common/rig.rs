@@ -6,7 +6,7 @@ use gpu_snapshot::Error;
 use gpu_snapshot::buffer::HostBuffer;
 use gpu_snapshot::device::{Device, GRANULARITY, Va, Work, WorkKind};
 use gpu_snapshot::image::{Region, RegionClass, Snapshot, Store};
-use gpu_snapshot::pipeline::{Cancel, Options, Ring, load};
+use gpu_snapshot::pipeline::{Backend, Cancel, Options, Ring, load};
 use gpu_snapshot::soft::{Fault, SoftConfig, SoftDevice};
 use gpu_snapshot::storage::OsStorage;
 use std::sync::Arc;
@@ -74,6 +74,7 @@ pub fn ring(device: &SoftDevice) -> Ring {
 pub fn options() -> Options {
     Options {
         readers: 2,
+        backend: Backend::default(),
         copy_timeout: Duration::from_secs(30),
     }
 }

@@ -251,6 +251,9 @@ class ProcessRuntime:
         await _end_orphans(None if reused else pid, start_ticks, limits)
         return None
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def _spawn(
         self, argv: Sequence[str], environment: Mapping[str, str], folder: Path
     ) -> subprocess.Popen[bytes]:

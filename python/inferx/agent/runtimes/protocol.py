@@ -116,3 +116,6 @@ class Runtime(Protocol):
 
         An empty record means that it was never written: the worker of that folder is looked for.
         """
+
+    async def close(self) -> None:
+        """Give up what it holds itself, such as connections; the workers run on."""

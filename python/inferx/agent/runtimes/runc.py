@@ -146,6 +146,9 @@ class RuncRuntime:
             await container.remove()
             return None
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def image_of(self, launch: FunctionSpec) -> Image:
         """The image that the function's workers run in."""
         return self._images.resolve(launch.image)

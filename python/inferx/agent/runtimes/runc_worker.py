@@ -200,7 +200,12 @@ class RuncWorker:
         }
 
     async def freeze(self) -> None:
-        await self.container.runc("pause", self.container.name)
+        try:
+            await self.container.runc("pause", self.container.name)
+        except tools.ToolFailed:
+            # It may be frozen already, by the order of an agent that died meanwhile.
+            if not await self._is_paused():
+                raise
 
     async def thaw(self) -> None:
         if await self._is_paused():
@@ -227,7 +232,7 @@ class RuncWorker:
     async def _ask_to_end(self, grace_s: float) -> None:
         # Number one of a process namespace gets no signal that it has no handler for, although
         # the same program would have died of it outside: no use in waiting for that.
-        if not procfs.caught_signals(self._init) & (1 << (signal.SIGTERM - 1)):
+        if not procfs.catches(self._init, signal.SIGTERM):
             return
         try:
             await self.thaw()  # a frozen container could not act on the signal
