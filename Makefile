@@ -80,6 +80,21 @@ bench-peers: ## install the LLM gateways that bench-proxy compares with, in thei
 	$(PYTHON) -m venv .cache/bench-peers
 	.cache/bench-peers/bin/pip install -q --disable-pip-version-check -r bench/peers.txt
 
+.PHONY: image
+IMAGES ?= service
+image: build ## the container image inferx/inferx (needs Docker); BASE_IMAGE=..., IMAGES="service demo"
+	scripts/image $(IMAGES)
+
+.PHONY: image-test
+image-test: build ## build the image with a Docker engine of its own, run it, break a cluster of it
+	scripts/test-deps && tests/image/install
+	$(PY) -m pytest tests/image
+
+.PHONY: kube-test
+kube-test: build ## apply k8s/ to a real API server, built from the Go module proxy (needs Go)
+	scripts/test-deps && scripts/kube-binaries .cache/kube-test
+	$(PY) -m pytest tests/kube
+
 .cache/checkov/bin/checkov:
 	$(PYTHON) -m venv .cache/checkov
 	.cache/checkov/bin/pip install -q --disable-pip-version-check checkov
@@ -87,6 +102,13 @@ bench-peers: ## install the LLM gateways that bench-proxy compares with, in thei
 .PHONY: checkov
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions
 	$(PY) scripts/checkov .cache/checkov/bin/checkov
+
+N ?= 100
+SEED ?= 1
+.PHONY: chaos
+chaos: build ## break a real cluster N times under load and judge what happened; N=100 SEED=1
+	scripts/test-deps
+	$(PY) -m tests.chaos.run -n $(N) --seed $(SEED)
 
 .PHONY: bench-manners
 bench-manners: build ## how the data plane behaves: clients that leave or stall, a held lock, parked calls
@@ -109,9 +131,26 @@ bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real 
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
 
+.PHONY: crash-points
+crash-points: build ## kill each service after its n-th write to the store, for every n
+	scripts/test-deps
+	$(PY) -m tests.chaos.crash_points
+
+.PHONY: bench-lease
+bench-lease: build ## lease + return over gRPC against a scheduler process; ARGS=...
+	$(PY) -m bench.lease $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: build ## 10k functions and 1k simulated agents: known, and served again after a restart
+	$(PY) -m bench.scale $(ARGS)
+
 .PHONY: soak-park
 soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
 	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
+
+.PHONY: gpu-check
+gpu-check: build ## everything of the CudaDevice on an NVIDIA GPU, as JSON; ARGS=...; exits with 3 without one
+	$(PY) bench/gpu_check.py $(ARGS)
 
 .PHONY: clean
 clean: ## remove everything that the build made

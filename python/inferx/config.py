@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inferx.domain import codec
+from inferx.domain.addresses import redact
 from inferx.domain.nodeconfig import (
     LISTENERS,
     AuthConfig,
@@ -26,7 +27,6 @@ from inferx.domain.nodeconfig import (
     TlsConfig,
     gpu_indices,
     read_config,
-    redact,
 )
 from inferx.errors import BadRequest, ConfigError
 
@@ -61,6 +61,7 @@ _ENVIRONMENT = {
     "INFERX_LISTENER": ("listener", "text"),
     "INFERX_LOG_FORMAT": ("logFormat", "text"),
     "INFERX_LOG_LEVEL": ("logLevel", "text"),
+    "INFERX_CRASH_AFTER_WRITES": ("crashAfterWrites_", "count"),
 }
 
 # Secrets, which may also be given as the path of a file that holds them: NAME_FILE.
@@ -151,9 +152,10 @@ def _overlay(document: dict[str, Any], env: Mapping[str, str]) -> dict[str, str]
         value: Any = text
         if form == "list":
             value = [part.strip() for part in text.split(",") if part.strip()]
-        elif form == "port":
+        elif form in ("port", "count"):
             if not text.isascii() or not text.isdigit():
-                raise ConfigError(f"environment {variable}: expected a port number, got {text!r}")
+                number = "a port number" if form == "port" else "a number"
+                raise ConfigError(f"environment {variable}: expected {number}, got {text!r}")
             value = int(text)
         elif form == "service":
             value = service_name(text, f"environment {variable}")

@@ -27,6 +27,8 @@ from inferx.errors import (
 from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
 from inferx.rpc.server import Server, serve, set_warnings
 from inferx.store import open_store
+from inferx.store.crashpoint import CrashPoint, crashing
+from inferx.store.migrate import migrate
 from inferx.store.objects import ObjectStore
 from inferx.store.protocol import At, Empty, Guard, GuardFailed, Put, Quiet, Store
 from inferx.store.select import Selector
@@ -341,9 +343,10 @@ class Running:
 
 async def start(config: NodeConfig) -> Running:
     """Open the configured store and serve it."""
-    store = await open_store(config)
+    store = crashing(await open_store(config), CrashPoint(config.crash_after_writes))
     objects = ObjectStore(store, config.etcd.prefix)
     try:
+        await migrate(store, config.etcd.prefix)
         service, leases = StateService(objects), LeaseService(store)
         await service.bootstrap()
         add: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server

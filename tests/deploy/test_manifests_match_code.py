@@ -15,6 +15,7 @@ from .kustomize import ROOT, environment, find, rendered, services
 READ_BY_OTHERS = {
     "NVIDIA_VISIBLE_DEVICES": "the NVIDIA container runtime",
     "NVIDIA_DRIVER_CAPABILITIES": "the NVIDIA container runtime",
+    "INFERX_STOP_PODS": "services/nodeagent.py",
 }
 # Read by our code and not set in a manifest.
 NOT_IN_MANIFESTS = {
@@ -22,6 +23,8 @@ NOT_IN_MANIFESTS = {
     "AUDITDB_ADDR": "given as AUDITDB_ADDR_FILE, so that it is not in the process's environment",
     "INFERX_ADMIN_APIKEY": "given as INFERX_ADMIN_APIKEY_FILE, for the same reason",
     "INFERX_KEY_SECRET": "given as INFERX_KEY_SECRET_FILE, for the same reason",
+    "INFERX_CRASH_AFTER_WRITES": "for tests of crashes only",
+    "INFERX_LISTENER": "in node.json",
     "INFERX_DATA_DIR": "in node.json",
     "INFERX_LOG_FORMAT": "in node.json",
     "INFERX_LOG_LEVEL": "in node.json",
@@ -50,7 +53,7 @@ def load(folder: str, service: str, tmp_path: Path) -> config.NodeConfig:
     for name in given:
         if name.endswith("_FILE"):
             secret = tmp_path / name
-            secret.write_text("postgresql://user@db/audit")
+            secret.write_text("postgresql://user@db/a-name-as-long-as-a-key")
             given[name] = str(secret)
     fields = {"POD_IP": "10.1.2.3", "NODE_NAME": "node-7"}
     return config.load(path, {**given, **{name: fields[name] for name in fields if name in given}})

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,11 @@ def test_the_others_are_alive_and_wait_for_the_state_service(tmp_path: Path) -> 
         "schedulerPort": scheduler,
         "schedulerAddr": f"127.0.0.1:{scheduler}",
     }
-    with (
-        running("scheduler", tmp_path, **where) as one,
-        running("nodeagent", tmp_path, **where) as two,
-        running("gateway", tmp_path, **where) as three,
-    ):
+    with ExitStack() as stack:
+        one, two, three = (
+            stack.enter_context(running(service, tmp_path, **where))
+            for service in ("scheduler", "nodeagent", "gateway")
+        )
         for url in (one, two, three):
             eventually(lambda url=url: status(f"{url}/healthz") == 200, 60, what="alive")
             answer = httpx.get(f"{url}/readyz")
@@ -85,3 +85,4 @@ def test_the_others_are_alive_and_wait_for_the_state_service(tmp_path: Path) -> 
                 eventually(lambda url=url: status(f"{url}/readyz") == 200, 60, what="ready")
             assert "inferx_gateway_requests_total" in httpx.get(f"{three}/metrics").text
             assert "inferx_scheduler_now" in httpx.get(f"{one}/metrics").text
+            stack.close()  # a leader that loses the state service ends with an error, rightly

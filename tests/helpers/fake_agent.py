@@ -20,7 +20,8 @@ LOOPBACK = 0x7F000001
 class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
     """`asked` lists verbs with pod ids; `failure` is raised by starts; `gate` holds starts back."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "n1") -> None:
+        self.name = name
         self.view = ObjectView()
         self.asked: list[tuple[str, str]] = []
         self.epochs: set[int] = set()
@@ -77,7 +78,7 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
         spec = {
             "funcname": request.funcname,
             "fprevision": request.fprevision,
-            "node": "n1",
+            "node": self.name,
             "alloc_resources": json.loads(request.alloc_resources),
         }
         self._pods[request.id] = {

@@ -18,7 +18,7 @@ from inferx.agent.probe import prompt_body
 from inferx.agent.spec import coerce, expand, parse_alloc, parse_launch
 from inferx.config import SimulatedGpu
 from inferx.domain.function import SampleQuery
-from inferx.errors import BadRequest, InvalidState, NoCapacity, StaleEpoch
+from inferx.errors import BadRequest, InvalidState, NoCapacity, StaleEpoch, Unavailable
 
 
 def two_gpus() -> list[Device]:
@@ -194,6 +194,13 @@ def test_the_epoch_fences_over_restarts(tmp_path: Path) -> None:
     guard.check(7)
     with pytest.raises(StaleEpoch, match="epoch 6 is over"):
         EpochGuard(tmp_path / "epoch").check(6)
+
+
+def test_an_epoch_that_cannot_be_kept_is_not_obeyed(tmp_path: Path) -> None:
+    guard = EpochGuard(tmp_path / "no such folder" / "epoch")
+    with pytest.raises(Unavailable, match="cannot keep epoch 7"):
+        guard.check(7)
+    assert guard.epoch == 0
 
 
 def test_simulated_gpus_are_numbered_through() -> None:

@@ -137,7 +137,7 @@ GPU = f"{S}.resources.GPU"
 @pytest.mark.parametrize(
     ("path", "value", "error"),
     [
-        ("type", "widget", "type: unknown type 'widget'; known are funcpolicy, function"),
+        ("type", "widget", "type: unknown type 'widget'; known are apikey, funcpolicy, function"),
         ("type", ..., "type: required (string)"),
         ("tenant", ..., "tenant: required"),
         ("name", "a/b", "name: 'a/b' is not a legal name"),

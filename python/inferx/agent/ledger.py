@@ -42,6 +42,14 @@ class Ledger:
         """MB that pods hold on a device, physically or promised, without those that leave."""
         return self._used_mb(index, without=())
 
+    def taken_mb(self) -> tuple[int, ...]:
+        """MB that pods hold on each device in the order of `gpus`, with those that leave."""
+        shares = [0] * (max(self._devices, default=-1) + 1)
+        for holding in self._holdings.values():
+            for index in holding.devices:
+                shares[index] += holding.per_device_mb
+        return tuple(shares[index] for index in sorted(self._devices))
+
     def held_mb(self, pod_id: str) -> int:
         """MB that the pod holds over all its devices."""
         holding = self._holdings.get(pod_id)

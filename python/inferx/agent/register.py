@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from inferx.domain import codec
 from inferx.domain.cluster import Node
 from inferx.domain.meta import SYSTEM
+from inferx.store.crashpoint import CrashPoint
 from inferx.store.presence import Presence, State
 
 # The scheduler sees a dead agent by its connection; this is for when it sees nothing any more.
@@ -21,8 +22,10 @@ LEASE_MS = 4_000
 class Registrar:
     """Creates or takes over the node's object, and does so again whenever it has lapsed."""
 
-    def __init__(self, addrs: Sequence[str], name: str, node: Node) -> None:
-        self._state = State(addrs)
+    def __init__(
+        self, addrs: Sequence[str], name: str, node: Node, crash: CrashPoint | None = None
+    ) -> None:
+        self._state = State(addrs, crash)
         obj = codec.new("node", (SYSTEM, SYSTEM, name), node.to_raw())
         self._presence = Presence(self._state, obj, LEASE_MS)
         self.registered = self._presence.present

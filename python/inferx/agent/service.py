@@ -20,20 +20,24 @@ from inferx.agent.manager import CreateRequest, Manager, Parts
 from inferx.agent.pod import Pod
 from inferx.agent.probe import new_client
 from inferx.agent.register import Registrar
-from inferx.agent.runtimes.docker import SOCKET, DockerRuntime
+from inferx.agent.runtimes import containerd, docker
+from inferx.agent.runtimes.boxes import Places
+from inferx.agent.runtimes.containerd import ContainerdRuntime
+from inferx.agent.runtimes.docker import DockerRuntime
 from inferx.agent.runtimes.process import ProcessRuntime
 from inferx.agent.runtimes.protocol import Runtime
-from inferx.agent.runtimes.runc import Places, RuncRuntime
+from inferx.agent.runtimes.runc import RuncRuntime
 from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey
 from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
 from inferx.domain.cluster import GpuDevice, Node, NodeResources
-from inferx.errors import BadRequest, ConfigError, InferxError
+from inferx.errors import BadRequest, InferxError
 from inferx.procfs import boot_id
 from inferx.rpc import ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve
+from inferx.store.crashpoint import CrashPoint
 
 log = logging.getLogger("inferx.agent")
 
@@ -142,7 +146,7 @@ class Agent:
         self._options = options
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
-        self.view = AgentView()
+        self.view = AgentView(self.ledger.taken_mb)
         runtime = _runtime(config, options)
         parts = Parts(
             runtime=runtime,
@@ -187,7 +191,12 @@ class Agent:
         self.podmgr_port, self.state_port = pods.port, state.port
         node = describe_node(config, self.ledger, pods.port, state.port)
         self.view.show_node(config.node_name, node)
-        self._registrar = Registrar(config.state_svc_addrs, config.node_name, node)
+        self._registrar = Registrar(
+            config.state_svc_addrs,
+            config.node_name,
+            node,
+            CrashPoint(config.crash_after_writes),
+        )
         self._registration = asyncio.create_task(self._registrar.run(), name="registration")
         gpus = ", ".join(f"{gpu.index}: {gpu.type} {gpu.vram_mb} MB" for gpu in self.ledger.gpus)
         log.info("node %s serves, GPUs: %s", config.node_name, gpus or "none")
@@ -210,24 +219,26 @@ class Agent:
             log.error("a pod could not be ended: %s", error.message)
         await asyncio.gather(*(server.stop() for server in self._servers))
         await self.manager.close()
+        self.view.close()
         await self._client.aclose()
 
 
 def _runtime(config: NodeConfig, options: Options) -> Runtime:
     if config.runtime == "process":
         return ProcessRuntime(options.work_dir, options.environment, config.host_ip)
-    if config.runtime == "runc":
-        data, snapshots = config.data_dir.resolve(), config.snapshot_dir.resolve()
-        places = Places(
-            work_dir=options.work_dir,
-            images=data / "images",
-            pod_cidr=config.pod_cidr,
-            hidden=(data, snapshots),
-        )
-        return RuncRuntime(places, options.environment)
     if config.runtime == "docker":
-        return DockerRuntime(config.container_socket or SOCKET)
-    raise ConfigError(f"runtime: {config.runtime!r} is not available; process, runc and docker are")
+        return DockerRuntime(config.container_socket or docker.SOCKET)
+    data, snapshots = config.data_dir.resolve(), config.snapshot_dir.resolve()
+    places = Places(
+        work_dir=options.work_dir,
+        images=data / "images",
+        pod_cidr=config.pod_cidr,
+        hidden=(data, snapshots),
+    )
+    if config.runtime == "containerd":
+        socket = config.container_socket or containerd.SOCKET
+        return ContainerdRuntime(places, options.environment, socket)
+    return RuncRuntime(places, options.environment)
 
 
 def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_port: int) -> Node:

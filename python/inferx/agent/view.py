@@ -5,26 +5,55 @@ Must never be a second source of truth: pods' tasks and the agent say what is sh
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
 from inferx._ext import __version__
 from inferx.agent.pod import Pod
 from inferx.agent.snapshots import Entry
 from inferx.domain import codec
 from inferx.domain.cluster import Node, Snapshot
+from inferx.domain.meta import SYSTEM
 from inferx.store.view import ObjectView
+
+ACCOUNT_AFTER_S = 0.5  # the ledger follows the changes of a pod that are shown
 
 
 class AgentView:
     """The objects of kinds `node`, `pod` and `snapshot`; `servicer` answers Get, List and Watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, vram_used_mb: Callable[[], tuple[int, ...]] = tuple) -> None:
         self.servicer = ObjectView(__version__, ("node", "pod", "snapshot"))
+        self._vram_used_mb = vram_used_mb
+        self._node: tuple[str, Node] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def show_node(self, name: str, node: Node) -> None:
-        """Show this node."""
-        self.servicer.put(codec.new("node", ("system", "system", name), node.to_raw()))
+        """Show this node, and from now on what its ledger counts."""
+        self._node = (name, node)
+        self._account()
+
+    def _account(self) -> None:
+        self._timer = None
+        if self._node is not None:
+            name, node = self._node
+            node = replace(node, vram_used_mb=self._vram_used_mb())
+            self.servicer.put(codec.new("node", (SYSTEM, SYSTEM, name), node.to_raw()))
+
+    def _pods_changed(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(ACCOUNT_AFTER_S, self._account)
+
+    def close(self) -> None:
+        """Show nothing new any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def show_pod(self, pod: Pod) -> None:
         """Show the pod as it is now."""
+        self._pods_changed()
         record = pod.record
         self.servicer.put(
             codec.new(
@@ -45,6 +74,7 @@ class AgentView:
 
     def remove_pod(self, pod: Pod) -> None:
         """Stop showing the pod."""
+        self._pods_changed()
         self.servicer.remove("pod", _key(pod))
 
 

@@ -38,7 +38,7 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as its agent reports it."""
+    """A node as its agent reports it. `vram_used_mb` is what its ledger counts, GPU by GPU."""
 
     address: str
     podmgr_port: int
@@ -47,6 +47,8 @@ class Node:
     boot_id: str = ""
     resources: NodeResources = field(default_factory=NodeResources)
     state: str = "Ready"
+    reason: str = ""
+    vram_used_mb: tuple[int, ...] = ()
 
     def to_raw(self) -> dict[str, Any]:
         """The `object` member of a node object."""
@@ -67,7 +69,11 @@ class Node:
                     "MaxContextPerGPU": resources.max_context_per_gpu,
                 },
             },
-            "status": {"state": self.state},
+            "status": {
+                "state": self.state,
+                "reason": self.reason,
+                "vram_used_mb": list(self.vram_used_mb),
+            },
         }
 
 
@@ -234,6 +240,8 @@ def read_node(fields: Fields) -> Node:
         boot_id=spec.string("boot_id", ""),
         resources=_read_node_resources(spec.child("resources")),
         state="Ready" if status is None else status.string("state", "Ready"),
+        reason="" if status is None else status.string("reason", ""),
+        vram_used_mb=() if status is None else status.integers("vram_used_mb"),
     )
     spec.finish()
     return node

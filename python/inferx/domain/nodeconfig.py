@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from inferx.domain.addresses import address, addresses, redact, several
 from inferx.domain.meta import check_name
 from inferx.domain.noderuntime import POD_CIDR, container_socket, pod_cidr
 from inferx.domain.reader import Fields
 from inferx.errors import BadRequest
 
 _T = TypeVar("_T")
-_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
 KEY_SECRET_CHARS_MIN = 32
 LISTENERS = ("rust", "granian")
@@ -56,11 +56,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(***)" if self._value else "Secret()"
-
-
-def redact(text: str) -> str:
-    """`text` with the passwords of URLs replaced by ***."""
-    return _URL_PASSWORD.sub(r"\1***@", text)
 
 
 @dataclass(frozen=True)
@@ -172,6 +167,7 @@ class NodeConfig:
     metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
     leader_lease_ms: int = 2000
+    crash_after_writes: int = 0  # for tests: see store/crashpoint.py
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     listener: str = "rust"
@@ -205,7 +201,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
     config = NodeConfig(
         node_name=check_name(fields.string("nodeName", "node1"), "nodeName"),
         run_service=fields.string("runService_", ""),
-        etcd_addrs=_addresses(fields, "etcdAddrs"),
+        etcd_addrs=addresses(fields, "etcdAddrs"),
         etcd=_section(fields, "etcdconfig", _read_etcd, EtcdConfig()),
         host_ip=host_ip,
         podmgr_port=port["podMgrPort"],
@@ -214,11 +210,12 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         scheduler_port=port["schedulerPort"],
         gateway_port=port["gatewayPort"],
         metrics_port=fields.integer("metricsPort", 0, high=65535),
-        state_svc_addrs=_several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        state_svc_addrs=several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
+        crash_after_writes=fields.integer("crashAfterWrites_", 0),
         leader_lease_ms=fields.integer(
             "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
         ),
-        scheduler_addr=_address(
+        scheduler_addr=address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
         ),
         auditdb_addr=Secret(fields.string("auditdbAddr", "")),
@@ -265,36 +262,6 @@ def _ports(fields: Fields) -> dict[str, int]:
 
 def _folder(fields: Fields, name: str, default: Path) -> Path:
     return Path(fields.string(name, str(default))).expanduser()
-
-
-def _address(text: str, entry: str) -> str:
-    """host:port, an http:// prefix taken off."""
-    address = text.removeprefix("http://").rstrip("/")
-    _, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise BadRequest(f"{entry}: expected host:port, got {redact(text)!r}")
-    return address
-
-
-def _addresses(fields: Fields, name: str) -> tuple[str, ...]:
-    return tuple(
-        item if item.startswith("https://") else _address(item, name)
-        for item in fields.strings(name)
-    )
-
-
-def _several(fields: Fields, name: str) -> tuple[str, ...]:
-    """Addresses of replicas. One may be a name (which stands for all its addresses)."""
-    found = _addresses(fields, name)
-    for address in found if len(found) > 1 else ():
-        try:
-            ipaddress.IPv4Address(address.rpartition(":")[0])
-        except ValueError:
-            fields.fail(
-                name,
-                f"of several each has to be an IPv4 address, {address!r} is not; or give one name",
-            )
-    return found
 
 
 def _host_ip(fields: Fields) -> str:

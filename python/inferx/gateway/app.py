@@ -31,6 +31,7 @@ from inferx.errors import InferxError
 from inferx.gateway import certificates, replies
 from inferx.gateway.access import Access
 from inferx.gateway.callers import Callers
+from inferx.gateway.dashboard import DashboardRoutes
 from inferx.gateway.door import AsgiDoor
 from inferx.gateway.functions import Functions
 from inferx.gateway.identity import Identity
@@ -107,6 +108,7 @@ class Gateway:
         pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
         access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
         app.router.routes[:] = [
+            *DashboardRoutes().routes(),
             *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
             *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
             *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
@@ -115,7 +117,7 @@ class Gateway:
         certificate = asyncio.create_task(certificates.follow(self._proxy, self._config.tls))
         registration = Registration(
             self._config,
-            self._identity.gateway_id,
+            self._identity,
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.

@@ -143,10 +143,20 @@ class ViewRoutes:
     # ---- nodes ----
 
     async def nodes(self, request: Request) -> Response:
-        """All nodes."""
+        """All nodes; one that the scheduler has put in quarantine as it sees it."""
         message = ixmeta_pb2.ListRequestMessage(obj_type="node")
         answer = await ask(STATE, self._state.List, message)
-        return reply([convert.manifest_of(obj) for obj in answer.objs])
+        judged = await self._quarantined(message)
+        return reply([convert.manifest_of(judged.get(obj.name, obj)) for obj in answer.objs])
+
+    async def _quarantined(
+        self, message: ixmeta_pb2.ListRequestMessage
+    ) -> dict[str, ixmeta_pb2.Obj]:
+        try:
+            answer = await ask(SCHEDULER, self._link.pods.List, message, 1.0)
+        except InferxError:
+            return {}  # nodes can be looked at without a scheduler
+        return {obj.name: obj for obj in answer.objs if obj.kind == "node"}
 
     async def node(self, request: Request) -> Response:
         """One node."""

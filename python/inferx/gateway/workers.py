@@ -6,6 +6,7 @@ Must never lose a lease: each is in the data plane, on its way back, or rejected
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -76,6 +77,7 @@ class Workers:
     ) -> None:
         self.connected = asyncio.Event()
         self.leases: dict[int, Lease] = {}
+        self._dropped: set[int] = set()  # retiring in the data plane; given back when idle
         self._proxy = proxy
         self._functions = functions
         self._link = link
@@ -192,7 +194,7 @@ class Workers:
                     raise Unavailable(
                         f"the scheduler does not answer: {error.message}", retry_after_ms=1000
                     ) from error
-                await asyncio.sleep(backoff_s)
+                await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
                 continue
             if answer.epoch < self._link.epoch:
@@ -218,6 +220,11 @@ class Workers:
                 task.cancel()
             await asyncio.gather(call, moved, return_exceptions=True)
 
+    async def _pause(self, seconds: float) -> None:
+        """Rest before a retry, but not longer than until another scheduler leads."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._link.moved(), seconds)
+
     def _fail(self, key: Key, revision: int, error: InferxError) -> None:
         self._proxy.fail_lease(
             join(key),
@@ -238,6 +245,7 @@ class Workers:
 
     async def _give_back(self, handle: int, failed: bool) -> None:
         lease = self.leases.pop(handle, None)
+        self._dropped.discard(handle)
         if lease is None:
             return
         tenant, namespace, name = lease.key
@@ -262,7 +270,7 @@ class Workers:
                 if loop.time() >= deadline:
                     _log.warning("lease %s was not given back: %s", lease.lease_id, error)
                     return
-                await asyncio.sleep(backoff_s)
+                await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
             except InferxError as error:
                 _log.info("lease %s is not known any more: %s", lease.lease_id, error)
@@ -284,7 +292,7 @@ class Workers:
                 _log.info("the scheduler is not there: %s", error)
                 if time.monotonic() - self._heard > LEASES_LIVE_S:
                     self.drop_all("no scheduler answers, they may be in other hands by now")
-                await asyncio.sleep(backoff_s)
+                await self._pause(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
 
     async def _in_doubt(self) -> bool:
@@ -314,10 +322,15 @@ class Workers:
             self._doubt.set()
 
     def _drop(self, handle: int, why: str) -> None:
-        lease = self.leases.pop(handle, None)
-        if lease is not None:
-            _log.warning("lease %s of pod %s is dropped: %s", lease.lease_id, lease.pod_id, why)
-            self._proxy.remove_worker(handle)
+        """Use a lease no more. It is given back after its last call: the scheduler may count it
+        still, however sure we are that it does not."""
+        lease = self.leases.get(handle)
+        if lease is None or handle in self._dropped:
+            return
+        self._dropped.add(handle)
+        _log.warning("lease %s of pod %s is dropped: %s", lease.lease_id, lease.pod_id, why)
+        if not self._proxy.remove_worker(handle):
+            self._spawn(self._give_back(handle, False))
 
     def drop_all(self, why: str) -> None:
         """Use no lease any more; new ones are asked for as calls come."""

@@ -11,13 +11,23 @@ from typing import Any
 from inferx.errors import Unavailable
 from inferx.rpc import client
 
+WRITES = frozenset({"Create", "Update", "Delete", "Grant", "End"})
 TRY_S = 0.6  # how long one address may stay silent while others could answer
 
 
 class Replicas:
-    """Stubs of one service at `addrs`; a call starts with the address that answered last."""
+    """Stubs of one service at `addrs`; a call starts with the address that answered last.
 
-    def __init__(self, addrs: Sequence[str], stub: Callable[[Any], Any]) -> None:
+    `written` is told of each call that changed something.
+    """
+
+    def __init__(
+        self,
+        addrs: Sequence[str],
+        stub: Callable[[Any], Any],
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._written = written
         self._channels = [client.channel(addr) for addr in addrs]
         self._stubs = [stub(channel) for channel in self._channels]
         self._current = 0
@@ -30,7 +40,10 @@ class Replicas:
         for _ in range(count):
             index = self._current
             try:
-                return await client.call(getattr(self._stubs[index], method), request, try_s)
+                answer = await client.call(getattr(self._stubs[index], method), request, try_s)
+                if method in WRITES:
+                    self._written()
+                return answer
             except Unavailable as error:
                 problem = error
                 if self._current == index:

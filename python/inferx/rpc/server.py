@@ -32,7 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every handler so that servicers simply raise."""
+    """Wraps every handler, once, so that servicers simply raise."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
         self,
@@ -41,21 +44,27 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         ],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
+        method = str(details.method)
+        known = self._wrapped.get(method)
+        if known is not None:
+            return known  # type: ignore[no-any-return]
         handler: Any = await continuation(details)
         if handler is None or handler.request_streaming:
             return handler  # type: ignore[no-any-return]
-        method = str(details.method)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
+            wrapped = grpc.unary_stream_rpc_method_handler(
                 _stream(handler.unary_stream, method),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(handler, method),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        else:
+            wrapped = grpc.unary_unary_rpc_method_handler(
+                _unary(handler, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        self._wrapped[method] = wrapped
+        return wrapped
 
 
 def _request_id(context: Any) -> dict[str, str]:

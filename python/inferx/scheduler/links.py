@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from inferx.domain.meta import Object
+from inferx.domain.meta import Key, Object
 from inferx.domain.objects import Node, Pod
-from inferx.rpc import client, na_pb2_grpc
+from inferx.rpc import client, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.scheduler.facts import node_fact, pod_fact
 from inferx.store.informer import DELETED, Informer
 
@@ -21,6 +21,7 @@ FORGET_AFTER_S = 60.0  # a node whose object is gone may come back under its nam
 _log = logging.getLogger(__name__)
 
 Observe = Callable[[dict[str, Any]], None]
+Wants = Callable[[Key], bool]
 
 
 class NodeLink:
@@ -33,10 +34,14 @@ class NodeLink:
         name: str,
         node: Node,
         observe: Observe,
+        wants: Wants,
         forget: Callable[[NodeLink], None],
         lost_after_s: float = LOST_AFTER_S,
     ) -> None:
         self.registered = True
+        self.quarantined = ""
+        self._wants = wants
+        self._strangers: dict[str, Object[Pod]] = {}
         self._forget = forget
         self.name = name
         self.node = node
@@ -47,9 +52,9 @@ class NodeLink:
         self._timer: asyncio.TimerHandle | None = None
         self._channel = client.channel(f"{node.address}:{node.podmgr_port}")
         self.stub = na_pb2_grpc.NodeAgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.pods = Informer(
-            f"{node.address}:{node.state_port}", "pod", on_connection=self._connection
-        )
+        self._shows = client.channel(f"{node.address}:{node.state_port}")
+        self.view = ixmeta_pb2_grpc.IxMetaServiceStub(self._shows)  # type: ignore[no-untyped-call]
+        self.pods = Informer(self._shows, "pod", on_connection=self._connection)
 
     async def start(self) -> None:
         """Begin to follow the agent."""
@@ -64,6 +69,7 @@ class NodeLink:
             self._timer.cancel()
         await self.pods.stop()
         await self._channel.close(None)
+        await self._shows.close(None)
 
     def fits(self, node: Node) -> bool:
         """Whether `node` is reached where this link goes."""
@@ -73,13 +79,33 @@ class NodeLink:
     def update(self, node: Node) -> None:
         """The node's object changed."""
         self.node, self.registered = node, True
-        self._observe(node_fact(self.name, node, ready=self.pods.connected))
+        self._tell_node()
+
+    def quarantine(self, reason: str) -> None:
+        """Give the node no new work, or ("") do so again."""
+        self.quarantined = reason
+        self._tell_node()
+
+    def _tell_node(self) -> None:
+        ready = self.pods.connected and not self.quarantined
+        self._observe(node_fact(self.name, self.node, ready=ready))
 
     def _pod(self, event: str, obj: Object[Pod]) -> None:
         if event == DELETED:
+            self._strangers.pop(obj.meta.name, None)
             self._observe({"kind": "pod_gone", "pod_id": obj.meta.name})
-        else:
+        elif self._wants(obj.key):
             self._observe(pod_fact(self.name, obj))
+        else:
+            # Nobody may lease it: its intent is still on its way here, or it is not ours.
+            self._strangers[obj.meta.name] = obj
+
+    def admit_known(self) -> None:
+        """Tell the core of pods whose intent has arrived after them."""
+        for pod_id, obj in list(self._strangers.items()):
+            if self._wants(obj.key):
+                del self._strangers[pod_id]
+                self._observe(pod_fact(self.name, obj))
 
     def _connection(self, connected: bool) -> None:
         if self._stopped:
@@ -91,8 +117,8 @@ class NodeLink:
             # The informer tells only what changed, and the core has forgotten the rest.
             self._lost = False
             for obj in self.pods.list():
-                self._observe(pod_fact(self.name, obj))
-        self._observe(node_fact(self.name, self.node, ready=connected))
+                self._pod("found", obj)
+        self._tell_node()
         if connected:
             _log.info("node %s is ready", self.name)
         else:
@@ -122,8 +148,11 @@ class NodeLink:
 class Links:
     """The links to all nodes, following the node objects of the state service."""
 
-    def __init__(self, observe: Observe, pod_seen: Callable[[], None]) -> None:
+    def __init__(
+        self, observe: Observe, pod_seen: Callable[[], None], wants: Wants = lambda key: True
+    ) -> None:
         self._observe = observe
+        self._wants = wants
         self._pod_seen = pod_seen
         self._links: dict[str, NodeLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -153,10 +182,19 @@ class Links:
         if link is not None and link.fits(obj.spec):
             link.update(obj.spec)
             return
-        new = NodeLink(name, obj.spec, self._observe, self._forget)
+        new = NodeLink(name, obj.spec, self._observe, self._wants, self._forget)
         new.pods.subscribe(lambda event, pod: self._pod_seen())
         self._links[name] = new
         self._spawn(self._replace(link, new))
+
+    def admit_known(self) -> None:
+        """Tell the core of pods whose intents have arrived after them."""
+        for link in self._links.values():
+            link.admit_known()
+
+    def gone(self, pod_id: str) -> None:
+        """A pod is over, whatever its agent says or does not say."""
+        self._observe({"kind": "pod_gone", "pod_id": pod_id})
 
     def _forget(self, link: NodeLink) -> None:
         if self._links.get(link.name) is link:

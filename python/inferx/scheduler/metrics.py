@@ -30,6 +30,18 @@ _now = telemetry.gauge(
 )
 
 
+_repairs = telemetry.counter(
+    "scheduler_reconciled_total",
+    "Differences between store, agents and core that were put right, by kind",
+    ("kind",),
+)
+
+
+def reconciled(kind: str) -> None:
+    """A difference was found and acted on."""
+    _repairs.labels(kind).inc()
+
+
 def order(kind: str, seconds: float, ok: bool) -> None:
     """An agent answered an order."""
     _orders.labels(kind, "ok" if ok else "failed").observe(seconds)

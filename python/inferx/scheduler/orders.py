@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from inferx.domain.meta import Key, Object
-from inferx.domain.objects import FunctionSpec
+from inferx.domain.objects import FunctionSpec, Pod
 from inferx.errors import Conflict, InferxError, NotFound, StaleEpoch, Unavailable
 from inferx.rpc import client
 from inferx.rpc import na_pb2 as pb
 from inferx.scheduler import metrics
+from inferx.scheduler.intents import Intents
 from inferx.scheduler.links import Links, NodeLink
 
 SLACK_S = 60.0  # room for victims to leave and images to come, beyond a worker's loading time
@@ -36,7 +37,10 @@ Effect = dict[str, Any]
 
 
 class Orders:
-    """`epoch` goes with each order; `stale` is called when an agent follows a newer scheduler."""
+    """`epoch` goes with each order; `stale` is called when an agent follows a newer scheduler.
+
+    A start is recorded in `intents` before its order goes out.
+    """
 
     def __init__(
         self,
@@ -44,8 +48,10 @@ class Orders:
         function: Callable[[Key], Object[FunctionSpec] | None],
         observe: Callable[[dict[str, Any]], None],
         stale: Callable[[InferxError], None],
+        intents: Intents,
     ) -> None:
         self.epoch = 0
+        self._intents = intents
         self.addresses: dict[str, tuple[str, int]] = {}
         self.from_snapshot: set[str] = set()  # pods that their agent started from a snapshot
         self._links = links
@@ -83,6 +89,26 @@ class Orders:
     def _started(self, pod_id: str, task: asyncio.Task[None]) -> None:
         if self._starts.get(pod_id) is task:
             del self._starts[pod_id]
+
+    def starting(self, pod_id: str) -> bool:
+        """Whether an order to start or resume it is out."""
+        return pod_id in self._starts
+
+    def end_stranger(self, node: str, pod: Object[Pod]) -> None:
+        """End a pod that the core knows nothing of."""
+        tenant, namespace, pod_id = pod.key
+        self.carry_out(
+            {
+                "effect": "terminate",
+                "tenant": tenant,
+                "namespace": namespace,
+                "funcname": pod.spec.funcname,
+                "revision": pod.spec.fprevision,
+                "pod_id": pod_id,
+                "node": node,
+                "order": 0,
+            }
+        )
 
     async def stop(self) -> None:
         """Stop waiting for results; the agents go on with what they were told."""
@@ -151,6 +177,7 @@ class Orders:
             park_pods=[self._park_request(pod) for pod in effect["park"]],
             epoch=self.epoch,
         )
+        await self._intents.place(effect)
         answer = await client.call(stub.CreateFuncPod, request, _loading_s(function) + SLACK_S)
         self._learn(effect["pod_id"], answer.ipaddress, answer.port)
         if answer.start == "snapshot":

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from inferx.domain import codec
-from inferx.domain.meta import Key, Object
-from inferx.domain.objects import Pod, PodStatus, read_alloc
+from inferx.domain.meta import SYSTEM, Key, Object
+from inferx.domain.objects import Node, Pod, PodStatus, read_alloc
 from inferx.domain.reader import Fields
 from inferx.errors import InferxError
 from inferx.scheduler.brain import Brain
@@ -29,12 +29,20 @@ class PodView:
     """Keeps `servicer` (List, Watch, Get of kind pod) in step with the core."""
 
     def __init__(self, brain: Callable[[], Brain], links: Links, version: str) -> None:
-        self.servicer = ObjectView(version, ("pod",))
+        self.servicer = ObjectView(version, ("pod", "node"))
         self._brain = brain
         self._links = links
         self._shown: set[Key] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._after: Callable[[], None] = lambda: None
+
+    def show_node(self, name: str, node: Node | None) -> None:
+        """Show how this scheduler sees a node, None = as the node shows itself."""
+        key = (SYSTEM, SYSTEM, name)
+        if node is None:
+            self.servicer.remove("node", key)
+        else:
+            self.servicer.put(codec.new("node", key, node.to_raw()))
 
     def on_refresh(self, after: Callable[[], None]) -> None:
         """Call `after` each time the view was renewed."""

@@ -23,16 +23,19 @@ from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc.server import Server, serve
 from inferx.scheduler import facts, metrics
 from inferx.scheduler.brain import Brain
+from inferx.scheduler.intents import Intents
 from inferx.scheduler.leader import Leadership
 from inferx.scheduler.links import Links
 from inferx.scheduler.orders import Orders
 from inferx.scheduler.podview import PodView
+from inferx.scheduler.reconcile import Reconciler
 from inferx.scheduler.servicer import SchedulerServicer
+from inferx.store.crashpoint import CrashPoint
 from inferx.store.informer import DELETED, Informer
 from inferx.store.presence import State
 
 AGENTS_SYNC_S = 0.7  # an agent that does not answer by then is taken in when it does
-_KINDS = ("scheduler", "gateway", "tenant", "namespace", "funcpolicy", "function", "node")
+_KINDS = ("scheduler", "gateway", "tenant", "namespace", "funcpolicy", "function", "node", "pod")
 _log = logging.getLogger(__name__)
 
 
@@ -48,12 +51,15 @@ class Scheduler:
         self.port = 0
         self.failed: asyncio.Future[InferxError] = asyncio.get_running_loop().create_future()
         self._address = f"{config.host_ip}:{config.scheduler_port}"
-        self._state = State(config.state_svc_addrs)
+        self._state = State(config.state_svc_addrs, CrashPoint(config.crash_after_writes))
         self.leadership = Leadership(
             self._state, self._address, config.leader_lease_ms, config.data_dir
         )
-        self._links = Links(self._observe, self._pod_seen)
-        self._orders = Orders(self._links, self._function, self._observe, self._stale)
+        self._intents = Intents(self._state, self._stale)
+        self._links = Links(self._observe, self._pod_seen, self._intents.wants)
+        self._orders = Orders(
+            self._links, self._function, self._observe, self._stale, self._intents
+        )
         self._view = PodView(lambda: self.brain, self._links, __version__)
         self._view.on_refresh(lambda: metrics.shown(self.brain.stats()))
         self.brain = Brain(self._orders.carry_out, self._view.changed, config.idle_park_ms)
@@ -63,7 +69,7 @@ class Scheduler:
         self._channel: grpc.aio.Channel | None = None
         self._informers: dict[str, Informer] = {}
         self._server: Server | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []  # while it leads
         # Functions read ahead of the informer, until it has them too.
         self._learned: dict[Key, Object[FunctionSpec]] = {}
 
@@ -96,9 +102,11 @@ class Scheduler:
         """Wait for the lead, fill the core, serve. In this order: (1) the lead; (2) who may hold
         leases of the former leader; (3) objects, and nodes last, because the pods that agents
         report are judged by the functions known then; (4) the agents' full reports."""
-        epoch = self._orders.epoch = await self.leadership.campaign(self._informers["scheduler"])
+        epoch = await self.leadership.campaign(self._informers["scheduler"])
+        self._orders.epoch = self._intents.epoch = epoch
         begun = time.monotonic()
-        self._keeping = asyncio.create_task(self._keep(), name="leadership")
+        self._tasks.append(asyncio.create_task(self._keep(), name="leadership"))
+        self._intents.follow(self._informers["pod"])
         gateways = self._informers["gateway"]
         self.brain.expect([obj.spec.gateway_id for obj in gateways.list()])
         for kind, tell in (
@@ -112,11 +120,23 @@ class Scheduler:
             self._informers[kind].subscribe(tell)
         await self._links.synced(AGENTS_SYNC_S)
         self._servicer.ready = True
+        reconciler = self._reconciler()
+        self._tasks.append(asyncio.create_task(reconciler.run(), name="reconciler"))
         _log.info(
             "scheduler leads on %s, epoch %d, after %.2f s of taking over",
             self._address,
             epoch,
             time.monotonic() - begun,
+        )
+
+    def _reconciler(self) -> Reconciler:
+        return Reconciler(
+            self._intents,
+            self._links,
+            self._orders.starting,
+            lambda: {pod["pod_id"] for pod in self.brain.pods()},
+            self._orders.end_stranger,
+            self._view.show_node,
         )
 
     async def _keep(self) -> None:
@@ -133,9 +153,9 @@ class Scheduler:
     async def stop(self) -> None:
         """Answer who waits, let a standby lead, let go of everything; pods run on."""
         self.brain.close()
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._orders.stop()
         await self.leadership.resign()
         if self._server is not None:

@@ -18,6 +18,7 @@ from inferx.errors import AlreadyExists, Conflict, InferxError, NotFound, Unavai
 from inferx.rpc import convert, ixmeta_pb2_grpc
 from inferx.rpc import ixmeta_pb2 as pb
 from inferx.rpc.replicas import Replicas
+from inferx.store.crashpoint import CrashPoint
 
 MARGIN = 0.1  # of a lease's life: what clocks may drift apart while it lasts
 RENEWALS = 4  # in one life
@@ -31,9 +32,10 @@ _object_stub: Any = ixmeta_pb2_grpc.IxMetaServiceStub
 class State:
     """Objects and leases of the state service, at any of its addresses."""
 
-    def __init__(self, addrs: Sequence[str]) -> None:
-        self.objects = Replicas(addrs, _object_stub)
-        self.leases = Replicas(addrs, _lease_stub)
+    def __init__(self, addrs: Sequence[str], crash: CrashPoint | None = None) -> None:
+        written = (CrashPoint(0) if crash is None else crash).written
+        self.objects = Replicas(addrs, _object_stub, written)
+        self.leases = Replicas(addrs, _lease_stub, written)
 
     async def close(self) -> None:
         """Close all channels."""
@@ -68,8 +70,10 @@ class Lease:
 
     async def keep(self) -> None:
         """Renew it again and again; returns when it has ended, or may have."""
+        rest_s = self.ttl_s / RENEWALS
         while True:
-            await asyncio.sleep(min(self.ttl_s / RENEWALS, self.left_s()))
+            await asyncio.sleep(min(rest_s, self.left_s()))
+            rest_s = self.ttl_s / RENEWALS
             if not self.valid():
                 return
             sent = time.monotonic()
@@ -80,6 +84,7 @@ class Lease:
                 return
             except InferxError as error:
                 _log.info("lease %d was not renewed: %s", self.number, error.message)
+                rest_s = RETRY_FIRST_S
                 continue
             self._until = sent + answer.ttl_ms / 1000 * (1 - MARGIN)
 

@@ -54,6 +54,11 @@ class ObjectView(ixmeta_pb2_grpc.IxMetaServiceServicer):
         self._watchers: dict[_Watcher, ixmeta_pb2.ListRequestMessage] = {}
         self._revision = time.time_ns() // 1000
 
+    @property
+    def watchers(self) -> int:
+        """How many clients follow the view now."""
+        return len(self._watchers)
+
     def put(self, obj: Object[Any]) -> None:
         """Show this content of an object; nothing happens when it is shown already."""
         place = (obj.kind, obj.key)

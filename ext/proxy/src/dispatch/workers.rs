@@ -81,11 +81,14 @@ impl Function {
     /// Takes a worker out of rotation; its calls in flight go on. False when it was not there.
     pub(crate) fn remove_worker(self: &Arc<Self>, lease_id: u64) -> bool {
         let mut state = self.lock();
-        let removed = state.remove(lease_id).is_some();
-        if removed {
-            self.ask(&mut state);
-        }
-        removed
+        let mut members = state.members.iter_mut();
+        let Some(member) = members.find(|it| it.worker.lease_id == lease_id) else {
+            return false;
+        };
+        member.retiring = true;
+        self.settle(&mut state);
+        self.ask(&mut state);
+        true
     }
 
     /// Notes how a worker did. One that fails again and again, with nothing good in between, is

@@ -1,0 +1,61 @@
+"""backup and restore: the objects of a platform in one file.
+
+Must never go through a gateway: a backup has to work when nothing but the state service does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from inferx import backup as backups
+from inferx.config import load
+
+_config = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The node.json that names the state services (with `inferx up`: DIR/node.json).",
+)
+_state = click.option(
+    "--state", "addrs", multiple=True, metavar="HOST:PORT", help="A state service instead of that."
+)
+_file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+
+
+def _addresses(config_file: Path | None, addrs: tuple[str, ...]) -> tuple[str, ...]:
+    return addrs or load(config_file).state_svc_addrs
+
+
+@click.command()
+@_file
+@_config
+@_state
+def backup(file: Path, config_file: Path | None, addrs: tuple[str, ...]) -> None:
+    """Write all objects and the snapshot catalogue into FILE, and read it back.
+
+    Tenants, namespaces, policies, functions, API keys (as hashes) and the snapshot catalogue, all
+    as of one moment. FILE is for its owner's eyes only.
+    """
+    done = asyncio.run(backups.backup(_addresses(config_file, addrs), file))
+    counts = ", ".join(f"{count} {kind}" for kind, count in done.objects.items() if count)
+    click.echo(f"{file}: {counts or 'nothing'}, as of revision {done.revision}; verified")
+
+
+@click.command()
+@_file
+@_config
+@_state
+@click.option("--replace", is_flag=True, help="Overwrite objects that exist with another content.")
+def restore(file: Path, config_file: Path | None, addrs: tuple[str, ...], replace: bool) -> None:
+    """Create the objects of FILE that are not there, after checking all of it.
+
+    Objects get new revisions: workers and snapshots of before belong to the old ones.
+    """
+    done = asyncio.run(backups.restore(_addresses(config_file, addrs), file, replace))
+    click.echo(
+        f"{file}: {done.created} created, {done.replaced} replaced, {done.unchanged} unchanged; "
+        "verified"
+    )

@@ -1,0 +1,150 @@
+"""The judge: the history of calls, executions, records and nodes against the invariants I1 to I6.
+
+Must never excuse what a fault does not explain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.cluster import FUNCTIONS
+from tests.chaos.load import Call
+from tests.chaos.nemesis import Fault
+
+# Refusals that a client may repeat: nothing of the answer was sent, and the code says why.
+RETRIABLE = frozenset(
+    {"unavailable", "queue_timeout", "queue_full", "no_capacity", "worker_failed", "start_failed"}
+)
+LEADER_FAULTS = ("kill_leader", "pause_leader")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One run of a call in a worker; `ended` is infinite when the worker did not finish it."""
+
+    call: str
+    pod: str
+    begun: float
+    ended: float
+
+
+def read_executions(folder: Path) -> list[Execution]:
+    """What the workers wrote down; the last line of a killed one may be cut."""
+    found = []
+    for file in sorted(folder.glob("executions-*.jsonl")):
+        begun: dict[str, dict[str, Any]] = {}
+        for line in file.read_text().splitlines():
+            try:
+                note = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if note["what"] == "begin":
+                if note["call"] in begun:  # the same worker again
+                    first = begun[note["call"]]
+                    found.append(Execution(note["call"], note["pod"], first["at"], note["at"]))
+                begun[note["call"]] = note
+            else:
+                first = begun.pop(note["call"])
+                found.append(Execution(note["call"], note["pod"], first["at"], note["at"]))
+        for note in begun.values():
+            found.append(Execution(note["call"], note["pod"], note["at"], float("inf")))
+    return found
+
+
+class Checker:
+    """`problems` are sentences, each a broken invariant; the counts go into the report."""
+
+    def __init__(
+        self, calls: list[Call], executions: list[Execution], killed: dict[str, list[float]]
+    ) -> None:
+        self.problems: list[str] = []
+        self._calls = calls
+        self._executions = executions
+        self._killed = killed
+
+    def judge_calls(self) -> tuple[int, int]:
+        """I3. Calls that are lost, and calls that were executed twice."""
+        runs = Counter(execution.call for execution in self._executions)
+        finished = Counter(e.call for e in self._executions if e.ended != float("inf"))
+        lost = duplicated = 0
+        for call in self._calls:
+            if call.status == 200:
+                fine = finished[call.call] == 1 and not call.code
+            elif call.status == 0:
+                fine = self._gateway_died(call)
+            else:
+                fine = call.code in RETRIABLE
+            if not fine:
+                lost += 1
+                self.problems.append(f"I3 lost: {call}, executed {finished[call.call]} times")
+            if runs[call.call] > 1:
+                duplicated += 1
+                where = [e for e in self._executions if e.call == call.call]
+                self.problems.append(f"I3 executed {runs[call.call]} times: {call}, {where}")
+        return lost, duplicated
+
+    def _gateway_died(self, call: Call) -> bool:
+        """A killed gateway says nothing; the broken connection is the client's error."""
+        until = call.ended
+        return any(call.begun - 3.0 <= at <= until for at in self._killed.get(call.gateway, ()))
+
+    def judge_slots(self) -> int:
+        """I2. Moments at which a pod ran more calls than its slots allow."""
+        calls = {call.call: call for call in self._calls}
+        moments: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
+        for execution in self._executions:
+            call = calls.get(execution.call)
+            if call is None:
+                continue
+            # A call counts as accepted until its client has its answer, or its gateway is dead.
+            ends = [execution.ended, call.ended]
+            ends += [at for at in self._killed.get(call.gateway, ()) if at >= execution.begun]
+            moments[execution.pod].append((execution.begun, 1, call.function))
+            moments[execution.pod].append((max(execution.begun, min(ends)), -1, call.function))
+        double = 0
+        for pod, changes in moments.items():
+            running = 0
+            for at, change, function in sorted(changes):
+                running += change
+                if running > FUNCTIONS[function][0]:
+                    double += 1
+                    self.problems.append(
+                        f"I2 pod {pod} of {function} ran {running} calls at {at:.3f}"
+                    )
+        return double
+
+    def added_latency_ms(self, faults: Iterable[Fault]) -> list[float]:
+        """For each loss of a leader the longest that a call took beyond the usual."""
+        usual = self._usual(faults)
+        found = []
+        for fault in faults:
+            if fault.kind in LEADER_FAULTS:
+                window = (fault.begun, fault.ended + 1.0)
+                late = [
+                    call.ended - call.begun - usual[call.function]
+                    for call in self._calls
+                    if call.status == 200 and call.ended >= window[0] and call.begun <= window[1]
+                ]
+                found.append(max(0.0, *late) * 1000 if late else 0.0)
+        return sorted(found)
+
+    def _usual(self, faults: Iterable[Fault]) -> dict[str, float]:
+        """Median seconds of each function's calls."""
+        times: dict[str, list[float]] = defaultdict(list)
+        for call in self._calls:
+            if call.status == 200:
+                times[call.function].append(call.ended - call.begun)
+        return {name: sorted(found)[len(found) // 2] for name, found in times.items()}
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value at this share of the sorted values, 0 without any."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,126 @@
+"""`make chaos`: a real cluster under load and faults, judged at the end; one JSON line.
+
+Exits with 1 when an invariant was broken; `--keep` leaves the folder with every log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.agreement import Agreement
+from tests.chaos.checker import Checker, percentile, read_executions
+from tests.chaos.cluster import Cluster
+from tests.chaos.load import Load
+from tests.chaos.nemesis import Nemesis
+from tests.chaos.watch import Watch
+
+
+class Run:
+    """One run; `report` is what it found."""
+
+    def __init__(self, folder: Path, faults: int, seed: int) -> None:
+        self.report: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self._faults = faults
+        self._cluster = Cluster(folder)
+        self._load: Load
+        self._nemesis = Nemesis(self._cluster, seed, _say)
+        self._watch = Watch(self._cluster)
+        self._seed = seed
+
+    async def go(self) -> None:
+        """Start, break, judge, stop."""
+        begun = time.monotonic()
+        try:
+            await self._cluster.start()
+            _say(f"the cluster answers after {time.monotonic() - begun:.1f} s")
+            self._load = Load(self._cluster.gateways, self._seed)
+            self._watch.start()
+            self._load.start()
+            try:
+                await self._nemesis.run(self._faults)
+            finally:
+                await self._load.stop()
+                await self._watch.stop()
+            leaks = await self._end()
+            self._judge(leaks, time.monotonic() - begun)
+        finally:
+            await self._cluster.stop()
+
+    async def _end(self) -> list[str]:
+        """I5: store and nodes tell the same; without functions nothing is left at all."""
+        agreement = Agreement(self._cluster)
+        leaks = await agreement.until_none(agreement.differences)
+        await self._cluster.undeploy()
+        return leaks + await agreement.until_none(agreement.leftovers)
+
+    def _judge(self, leaks: list[str], seconds: float) -> None:
+        killed = {name: s.killed_at for name, s in self._cluster.services.items()}
+        folder = self._cluster.folder / "executions"
+        calls = [asdict(call) for call in self._load.calls]
+        history = {"calls": calls, "faults": [asdict(fault) for fault in self._nemesis.faults]}
+        (self._cluster.folder / "history.json").write_text(json.dumps(history, indent=1))
+        checker = Checker(self._load.calls, read_executions(folder), killed)
+        lost, duplicated = checker.judge_calls()
+        double = checker.judge_slots()
+        added = checker.added_latency_ms(self._nemesis.faults)
+        recovered = [fault.recovered_s * 1000 for fault in self._nemesis.faults]
+        self.problems = [*checker.problems, *self._watch.problems, *leaks]
+        statuses = [call.status for call in self._load.calls]
+        self.report = {
+            "bench": "chaos",
+            "seed": self._seed,
+            "faults": self._nemesis.counts(),
+            "calls": len(statuses),
+            "ok": statuses.count(200),
+            "refused": sum(status > 0 and status != 200 for status in statuses),
+            "lost": lost,
+            "duplicated": duplicated,
+            "double_leases": double,
+            "leaks": len(leaks),
+            "store_and_memory_problems": len(self._watch.problems),
+            "leaders": self._watch.leaders,
+            "failover_p50_ms": round(percentile(added, 0.5)),
+            "failover_p99_ms": round(percentile(added, 0.99)),
+            "recovery_p99_ms": round(percentile(recovered, 0.99)),
+            "isolated_nodes": sum(node.isolated for node in self._cluster.nodes),
+            "seconds": round(seconds),
+        }
+
+
+def _say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-n", type=int, default=100, help="faults")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a folder for logs, which stays")
+    given = parser.parse_args()
+    folder = given.keep or Path(tempfile.mkdtemp(prefix="inferx-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, given.n, given.seed)
+    try:
+        asyncio.run(run.go())
+    finally:
+        if given.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(run.report))
+    for problem in run.problems:
+        _say(problem)
+    return 1 if run.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
