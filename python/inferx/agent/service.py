@@ -233,7 +233,7 @@ def _runtime(config: NodeConfig, options: Options) -> Runtime:
         )
         return RuncRuntime(places, options.environment)
     if config.runtime == "docker":
-        return DockerRuntime(config.container_socket or SOCKET)
+        return DockerRuntime(config.container_socket or SOCKET, config.container_network)
     raise ConfigError(f"runtime: {config.runtime!r} is not available; process, runc and docker are")
 
 
