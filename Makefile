@@ -143,6 +143,10 @@ bench-scale: build ## 10k functions and 1k simulated agents: known, and served a
 soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
 	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
 
+.PHONY: gpu-check
+gpu-check: build ## everything of the CudaDevice on an NVIDIA GPU, as JSON; ARGS=...; exits with 3 without one
+	$(PY) bench/gpu_check.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove everything that the build made
 	rm -rf $(VENV) target .cache python/inferx/_ext*.so

@@ -22,8 +22,9 @@ import httpx
 import uvloop
 
 from inferx.agent.identity import Subject
+from inferx.agent.runtimes.boxes import Places
 from inferx.agent.runtimes.protocol import Worker, WorkerSpec
-from inferx.agent.runtimes.runc import Places, RuncRuntime
+from inferx.agent.runtimes.runc import RuncRuntime
 from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey, parse_alloc, parse_launch
 

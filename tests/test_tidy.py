@@ -25,7 +25,18 @@ LAYERS = {
 FENCES = [
     (r"\bos\.(environ|getenv)\b", ("python/inferx/config.py",), "the environment"),
     (r"^\s*(import|from) pynvml\b", ("python/inferx/agent/gpus.py",), "NVML"),
+    (
+        r"^\s*import ctypes\b",
+        ("python/inferx/agent/runtimes/rootfs.py", "python/inferx/cli/doctor/"),
+        "system calls by hand",
+    ),
+    (
+        r"HTTPTransport\(uds=",
+        ("python/inferx/agent/runtimes/docker.py",),
+        "the Docker Engine's socket",
+    ),
     (r"\betcd_pb2", ("python/inferx/store/etcd",), "etcd's stubs"),
+    (r"^\s*(import|from) obstore\b", ("python/inferx/agent/blob.py",), "the blob store"),
     (r"^\s*(import|from) asyncpg\b", ("python/inferx/audit.py",), "the PostgreSQL driver"),
     (r"^\s*(pub )?use pyo3\b", ("ext/lib.rs", "/src/py.rs", "/src/py/"), "PyO3"),
     (

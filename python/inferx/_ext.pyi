@@ -17,9 +17,11 @@ __all__ = [
     "ResidentSnapshot",
     "SchedulerCore",
     "SnapshotError",
+    "SnapshotImport",
     "SnapshotStore",
     "SoftDevice",
     "__version__",
+    "fsck_snapshots",
     "pod_table",
     "pod_transition",
 ]
@@ -81,6 +83,15 @@ class Gpu:
     def uuid(self) -> str:
         """UUID as 32 hex digits."""
 
+    def measure_pin(self, mib: int, piece_mib: int) -> int:
+        """Microseconds for pinning so much touched host memory in buffers of `piece_mib`."""
+
+    def measure_copy(self, pieces: int, piece_mib: int) -> tuple[int, int]:
+        """Microseconds for copying pinned buffers to the device, and back."""
+
+    def measure_map(self, mib: int) -> tuple[int, int, int]:
+        """Microseconds for creating, mapping and unmapping device memory."""
+
     def process_state(self, pid: int) -> Literal["running", "locked", "checkpointed", "failed"]:
         """The state of a process as the driver sees it."""
 
@@ -134,8 +145,11 @@ class SoftDevice(Gpu):
 class CudaDevice(Gpu):
     """An NVIDIA GPU; libcuda is loaded when the first one is opened."""
 
-    def __new__(cls, index: int = 0) -> CudaDevice:
-        """The GPU of this index. `DeviceError` 100 when the machine has no driver."""
+    def __new__(cls, index: int = 0, *, library: str | PathLike[str] | None = None) -> CudaDevice:
+        """The GPU of this index, by the driver's `library` when it is not where it always is.
+
+        `DeviceError` 100 when the machine has no driver.
+        """
 
 @final
 class CancelToken:
@@ -182,6 +196,35 @@ class ResidentSnapshot:
     ) -> tuple[dict[str, int], dict[str, int]]:
         """Like `SnapshotStore.restore`, without the disk."""
 
+def fsck_snapshots(root: str | PathLike[str]) -> dict[str, str | None]:
+    """Reads and checks every byte of every snapshot in a directory and changes nothing.
+
+    What is wrong with each, by id; None for a sound one. The directory may be in use.
+    """
+
+@final
+class SnapshotImport:
+    """A snapshot that comes from elsewhere; each chunk is checked before it is written.
+
+    Dropping it unpublished removes what was written.
+    """
+
+    @property
+    def id(self) -> str:
+        """The id under which it will be published."""
+
+    def files(self) -> list[tuple[str, int]]:
+        """Names and lengths of the files that have to come, in this order."""
+
+    def feed(self, name: str, content: bytes) -> None:
+        """Takes the next bytes of a file in; `SnapshotError` when a chunk is not sound."""
+
+    def publish(self) -> None:
+        """Makes the snapshot visible; `SnapshotError` when something of it is missing."""
+
+    def abandon(self) -> None:
+        """Removes what was written; nothing happens after `publish`."""
+
 @final
 class SnapshotStore:
     """Snapshots in one directory, which this process owns while the object lives.
@@ -224,6 +267,15 @@ class SnapshotStore:
 
     def remove(self, id: str) -> None:
         """Removes a snapshot; running restores are not disturbed."""
+
+    def start_import(
+        self, commit: bytes, manifest: bytes, table: bytes, *, host: str | None = None
+    ) -> SnapshotImport:
+        """Starts to take a snapshot in from elsewhere by its three files of metadata.
+
+        `SnapshotError` when they are damaged or not of `host` (an identity as JSON), `ValueError`
+        when the id is taken, `OSError` for a full disk: all before a byte of data is asked for.
+        """
 
     def save(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from inferx import telemetry
 from inferx.agent.gpus import GpuInfo
 from inferx.agent.identity import Subject
 from inferx.agent.runtimes.protocol import Checkpoints, Worker, WorkerSpec
@@ -102,7 +103,7 @@ async def test_damage_while_the_agent_runs_is_found(kit: Kit, taken: Path) -> No
         await snapshots.find(SUBJECT)
     assert await snapshots.find(SUBJECT) is None, "it is removed, and a new one is wanted"
     assert snapshots.wants(SUBJECT)
-    assert snapshots.counts.fallbacks["damaged"] == 1
+    assert 'agent_snapshot_fallbacks_total{reason="damaged"}' in telemetry.metrics_text().decode()
 
 
 async def test_what_an_agent_left_half_written_is_removed(kit: Kit, taken: Path) -> None:

@@ -134,13 +134,13 @@ async def test_a_container_whose_runc_is_killed_is_reported_and_removed(node: No
     (supervisor,) = procfs.find_argument("--bundle", box)
     os.kill(supervisor, signal.SIGKILL)
     status = await node.until("p0", lambda status: status["state"] == "Failed")
-    assert "its runc was killed by signal 9" in status["error"]
+    assert "its runner was killed by signal 9" in status["error"]
     assert status["vram_mb"] == 0
 
 
 async def test_a_start_that_runc_refuses_leaves_nothing(node: Node, tools: FaultyTools) -> None:
     tools.fail("runc-run")
-    with pytest.raises(InferxError, match="runc"):
+    with pytest.raises(InferxError, match="made-to-fail"):
         await node.create("p0")
     status = await node.status("p0")
     assert (status["state"], status["vram_mb"]) == ("Failed", 0)

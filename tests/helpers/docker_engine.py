@@ -50,7 +50,7 @@ class DockerEngine:
         with self._client() as client:
             answer = client.post(
                 f"/images/create?fromSrc=-&repo={IMAGE.partition(':')[0]}&tag=latest",
-                content=_empty_root(),
+                content=empty_root(),
                 headers={"content-type": "application/x-tar"},
             )
         assert answer.status_code == 200, answer.text
@@ -85,7 +85,7 @@ class DockerEngine:
 
 def mounts(root: Path) -> list[dict[str, str]]:
     """What a worker in that image needs of this machine: its programs and this project."""
-    prefixes = (sys.prefix, sys.base_prefix, str(root))
+    prefixes = (str(root), sys.prefix, sys.base_prefix)
     wanted = dict.fromkeys(["/usr", *(p for p in prefixes if not p.startswith("/usr"))])
     return [{"hostpath": path, "mountpath": path} for path in wanted]
 
@@ -94,7 +94,8 @@ def ip(arguments: str) -> None:
     subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
 
 
-def _empty_root() -> bytes:
+def empty_root() -> bytes:
+    """A tar of a root without programs: they are this machine's, by `mounts`."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         for name in ("usr", "etc", "tmp", "proc", "sys", "dev", "root"):

@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 
 from inferx import procfs
+from inferx.agent.runtimes.boxes import Places
+from inferx.agent.runtimes.containerd import ContainerdRuntime
 from inferx.agent.runtimes.docker import DockerRuntime
 from inferx.agent.runtimes.process import ProcessRuntime
 from inferx.agent.runtimes.protocol import Runtime, Worker, WorkerSpec
-from inferx.agent.runtimes.runc import STATE_ROOT, Places, RuncRuntime
+from inferx.agent.runtimes.runc import STATE_ROOT, RuncRuntime
 from inferx.agent.spec import parse_alloc, parse_launch
 from tests.helpers import docker_engine
 
@@ -31,7 +33,7 @@ class Kit:
     """One runtime in a folder of the test's own."""
 
     def __init__(
-        self, name: str, folder: Path, path: str = ENVIRONMENT["PATH"], docker: Path | None = None
+        self, name: str, folder: Path, path: str = ENVIRONMENT["PATH"], socket: Path | None = None
     ) -> None:
         self.folder = folder
         self._spec: dict[str, Any] = {"image": "", "entrypoint": ["$(INFERX_PYTHON)", SERVER]}
@@ -39,14 +41,17 @@ class Kit:
         self.runtime: Runtime
         if name == "process":
             self.runtime = ProcessRuntime(ROOT, environment)
-        elif docker is not None:
-            self.runtime = DockerRuntime(docker)
+        elif name == "docker" and socket is not None:
+            self.runtime = DockerRuntime(socket)
             self._spec["image"] = docker_engine.IMAGE
             self._spec["entrypoint"] = ["$(INFERX_PYTHON)", str(ROOT / SERVER)]
             self._spec["mounts"] = docker_engine.mounts(ROOT)
         else:
             places = Places(ROOT, folder / "images", "10.213.0.0/16", (folder / "hidden",))
-            self.runtime = RuncRuntime(places, environment)
+            if name == "containerd" and socket is not None:
+                self.runtime = ContainerdRuntime(places, environment, socket)
+            else:
+                self.runtime = RuncRuntime(places, environment)
 
     def spec(self, name: str, *mode: str, mem_mb: int = 500, **more: Any) -> WorkerSpec:
         """A worker of the test server in that mode."""

@@ -9,6 +9,7 @@ pub mod error;
 pub mod held;
 pub mod image;
 mod map;
+pub mod measure;
 pub mod pipeline;
 pub mod soft;
 pub mod storage;

@@ -54,5 +54,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<store::PyCancel>()?;
     module.add_class::<store::PyHostPool>()?;
     module.add_class::<store::PyResident>()?;
+    module.add_class::<store::PyImport>()?;
+    module.add_function(wrap_pyfunction!(store::fsck_snapshots, module)?)?;
     module.add_class::<store::PyStore>()
 }

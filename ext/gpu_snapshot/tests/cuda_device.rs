@@ -11,6 +11,7 @@ use gpu_snapshot::device::{
     Access, CopyQueue, Device, GRANULARITY, GpuPair, ProcState, ProcessControl, Va, Work, WorkKind,
 };
 use gpu_snapshot::image::{Region, RegionClass, Store};
+use gpu_snapshot::measure;
 use gpu_snapshot::pipeline::{Cancel, Options, Ring, check_device, load};
 use gpu_snapshot::storage::OsStorage;
 use gpu_snapshot::{Error, Result};
@@ -376,4 +377,38 @@ fn older_and_newer_drivers_get_the_arguments_they_know() {
     assert_eq!(code(device.proc_checkpoint(PID)), 801);
     assert_eq!(code(device.proc_restore(PID, &[])), 801);
     assert_eq!(code(device.proc_unlock(PID)), 801);
+}
+
+#[test]
+fn what_a_device_costs_can_be_measured_and_leaves_nothing() {
+    let fake = Fake::new("");
+    let device = fake.open();
+    let unit = GRANULARITY as usize;
+    measure::pin(&device, 4 * unit, unit).unwrap();
+    let copies = measure::copies(&device, 3, unit).unwrap();
+    assert!(copies.to_device > Duration::ZERO && copies.to_host > Duration::ZERO);
+    measure::mapping(&device, 4 * GRANULARITY).unwrap();
+    for fault in [
+        "cuMemMap 2 0",
+        "cuMemAddressReserve 2 0",
+        "cuMemHostRegister 2 0",
+    ] {
+        fake.set_faults(fault);
+        let failed = measure::mapping(&device, GRANULARITY).is_err()
+            || measure::pin(&device, 2 * unit, unit).is_err();
+        assert!(failed, "{fault}");
+    }
+    fake.set_faults("cuMemcpyHtoDAsync 700 0");
+    assert!(measure::copies(&device, 2, unit).is_err());
+    fake.set_faults("");
+    for what in [
+        "reservations",
+        "mappings",
+        "allocations",
+        "pins",
+        "streams",
+        "events",
+    ] {
+        assert_eq!(fake.state(what), 0, "{what}");
+    }
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from inferx.agent import records
+from inferx.agent import metrics, records
 from inferx.agent.identity import Subject
 from inferx.agent.ladder import Ladder, Steps
 from inferx.agent.ledger import Ledger
@@ -202,6 +202,7 @@ class Pod:
         request.answer(InvalidState(message))
 
     async def _start(self, room: Room) -> None:
+        begun = time.monotonic()
         try:
             self._state.move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
@@ -214,6 +215,7 @@ class Pod:
                 self._state.move("probe_ok", "")
             else:
                 await self._start_from_nothing()
+            metrics.started(self.record.start, time.monotonic() - begun)
         except InferxError as error:
             if self._ending.is_set():
                 raise  # the terminate that interrupted us is the next request
@@ -296,12 +298,14 @@ class Pod:
         except InferxError:
             self.tools.ledger.release(self.key.id)
             raise
+        begun = time.monotonic()
         try:
             self.record.start = "resume"
             self._state.move("resume", "resuming")
             await self.worker.thaw()
             await self._prove(self.worker, RESUME_TIMEOUT_S, again=True)
             self._state.move("probe_ok", "")
+            metrics.started("resume", time.monotonic() - begun)
         except InferxError as error:
             if self._ending.is_set():
                 raise

@@ -118,7 +118,7 @@ class Probe:
 
     def _hint(self) -> str:
         if self._refused:
-            return "; the command has to listen on 127.0.0.1:$PORT, also written $(PORT) in it"
+            return "; the command has to listen on $INFERX_HOST:$PORT, both also written $(NAME)"
         return ""
 
 

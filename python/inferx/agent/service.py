@@ -20,16 +20,19 @@ from inferx.agent.manager import CreateRequest, Manager, Parts
 from inferx.agent.pod import Pod
 from inferx.agent.probe import new_client
 from inferx.agent.register import Registrar
-from inferx.agent.runtimes.docker import SOCKET, DockerRuntime
+from inferx.agent.runtimes import containerd, docker
+from inferx.agent.runtimes.boxes import Places
+from inferx.agent.runtimes.containerd import ContainerdRuntime
+from inferx.agent.runtimes.docker import DockerRuntime
 from inferx.agent.runtimes.process import ProcessRuntime
 from inferx.agent.runtimes.protocol import Runtime
-from inferx.agent.runtimes.runc import Places, RuncRuntime
+from inferx.agent.runtimes.runc import RuncRuntime
 from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey
 from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
 from inferx.domain.cluster import GpuDevice, Node, NodeResources
-from inferx.errors import BadRequest, ConfigError, InferxError
+from inferx.errors import BadRequest, InferxError
 from inferx.procfs import boot_id
 from inferx.rpc import ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
@@ -223,18 +226,19 @@ class Agent:
 def _runtime(config: NodeConfig, options: Options) -> Runtime:
     if config.runtime == "process":
         return ProcessRuntime(options.work_dir, options.environment, config.host_ip)
-    if config.runtime == "runc":
-        data, snapshots = config.data_dir.resolve(), config.snapshot_dir.resolve()
-        places = Places(
-            work_dir=options.work_dir,
-            images=data / "images",
-            pod_cidr=config.pod_cidr,
-            hidden=(data, snapshots),
-        )
-        return RuncRuntime(places, options.environment)
     if config.runtime == "docker":
-        return DockerRuntime(config.container_socket or SOCKET, config.container_network)
-    raise ConfigError(f"runtime: {config.runtime!r} is not available; process, runc and docker are")
+        return DockerRuntime(config.container_socket or docker.SOCKET, config.container_network)
+    data, snapshots = config.data_dir.resolve(), config.snapshot_dir.resolve()
+    places = Places(
+        work_dir=options.work_dir,
+        images=data / "images",
+        pod_cidr=config.pod_cidr,
+        hidden=(data, snapshots),
+    )
+    if config.runtime == "containerd":
+        socket = config.container_socket or containerd.SOCKET
+        return ContainerdRuntime(places, options.environment, socket)
+    return RuncRuntime(places, options.environment)
 
 
 def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_port: int) -> Node:

@@ -14,11 +14,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inferx._ext import SnapshotError, SnapshotStore, SoftDevice
+from inferx.agent import metrics
 from inferx.agent.identity import Subject, identity_of, own_differences
 from inferx.agent.runtimes.protocol import Checkpoints, Worker
 from inferx.agent.spec import parse_launch
@@ -51,15 +52,6 @@ class Entry:
     checked: tuple[tuple[str, int, int, int], ...] = ()
 
 
-@dataclass
-class Counts:
-    """What happened since the agent's start, for metrics."""
-
-    saved: int = 0
-    restored: int = 0
-    fallbacks: Counter[str] = field(default_factory=Counter)  # by what failed
-
-
 class Snapshots:
     """`budget_mb` (0 = no limit but the disk) bounds what they take; the least recently used goes
     first. `report` hears of each change."""
@@ -86,7 +78,6 @@ class Snapshots:
         self._saving: set[Function] = set()
         self._tries: Counter[tuple[Function, int]] = Counter()
         self._publishing: set[asyncio.Task[None]] = set()
-        self.counts = Counts()
         for damage in (*self._store.quarantined.items(), *self._store.skipped.items()):
             log.error("snapshot %s is set aside: %s", *damage)
         for id in self._store.ids():
@@ -111,6 +102,7 @@ class Snapshots:
         try:
             draft, identity, extra = await self._draft(subject, worker)
         except BaseException:
+            metrics.saved("not saved")
             self._saving.discard(subject.function)
             raise
         task = asyncio.create_task(self._publish(subject, draft, identity, extra))
@@ -154,6 +146,7 @@ class Snapshots:
                 created_unix_ms=time.time_ns() // 1_000_000,
             )
         except (OSError, SnapshotError, InferxError) as error:
+            metrics.saved("not kept")
             log.error("snapshot of %s is not kept: %s", "/".join(subject.function), error)
             return
         finally:
@@ -172,7 +165,7 @@ class Snapshots:
         self._entries[subject.function] = entry
         if older is not None:
             await self._remove(older)
-        self.counts.saved += 1
+        metrics.saved("published")
         log.info("snapshot %s of %s is published", id, "/".join(subject.function))
         self._show(entry)
 
@@ -194,11 +187,12 @@ class Snapshots:
             differences = self._store.differences(entry.id, json.dumps(here))
             differences += own_differences(manifest["identity"], here)
             if differences:
+                metrics.fell_back("foreign")
                 await self._remove(entry)
                 raise StartFailed(f"the snapshot is not for here: {'; '.join(differences)}")
             await asyncio.to_thread(self._check, entry)
         except (OSError, SnapshotError) as error:
-            self.counts.fallbacks["damaged"] += 1
+            metrics.fell_back("damaged")
             await self._remove(entry)
             raise StartFailed(f"the snapshot is damaged: {error}") from error
         path = self._store.path(entry.id)
@@ -208,7 +202,6 @@ class Snapshots:
     def used(self, subject: Subject) -> None:
         """A worker from its snapshot has proved itself."""
         entry = self._entries.get(subject.function)
-        self.counts.restored += 1
         if entry is not None:
             entry.restores += 1
             entry.failures, entry.reason = 0, ""
@@ -216,7 +209,7 @@ class Snapshots:
 
     async def failed(self, subject: Subject, error: InferxError) -> None:
         """A worker from its snapshot did not get ready; after some of that a new one is taken."""
-        self.counts.fallbacks["restore"] += 1
+        metrics.fell_back("restore")
         entry = self._entries.get(subject.function)
         if entry is None:
             return
@@ -310,9 +303,11 @@ class Snapshots:
         except (OSError, SnapshotError) as error:
             log.error("snapshot %s cannot be removed: %s", entry.id, error)
         if entry.function not in self._entries:
+            metrics.kept(sum(one.size_bytes for one in self._entries.values()))
             self._report(entry, None)
 
     def _show(self, entry: Entry) -> None:
+        metrics.kept(sum(one.size_bytes for one in self._entries.values()))
         shown = Snapshot(
             funcname=entry.function[2],
             fprevision=entry.revision,

@@ -21,7 +21,7 @@ from inferx.up import supervisor
 from inferx.up.settings import SIMULATED_DEFAULT, Settings
 
 # Of the configuration's runtimes, those that the node agent has.
-AVAILABLE_RUNTIMES = ("process", "runc", "docker")
+AVAILABLE_RUNTIMES = ("process", "runc", "containerd", "docker")
 
 
 @click.command()

@@ -5,10 +5,12 @@ use super::MIB;
 use crate::cuda::CudaDevice;
 use crate::device::{Gpu, GpuPair, ProcState};
 use crate::held::HeldGpu;
+use crate::measure;
 use crate::soft;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::os::fd::IntoRawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +77,26 @@ impl PyGpu {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect()
+    }
+
+    fn measure_pin(&self, py: Python<'_>, mib: u64, piece_mib: u64) -> PyResult<u64> {
+        let (bytes, piece) = (bytes_of(mib)? as usize, bytes_of(piece_mib)? as usize);
+        let time = py.detach(|| measure::pin(self.0.gpu(), bytes, piece))?;
+        Ok(time.as_micros() as u64)
+    }
+
+    fn measure_copy(&self, py: Python<'_>, pieces: usize, piece_mib: u64) -> PyResult<(u64, u64)> {
+        let piece = bytes_of(piece_mib)? as usize;
+        let times = py.detach(|| measure::copies(self.0.gpu(), pieces, piece))?;
+        let us = |time: Duration| time.as_micros() as u64;
+        Ok((us(times.to_device), us(times.to_host)))
+    }
+
+    fn measure_map(&self, py: Python<'_>, mib: u64) -> PyResult<(u64, u64, u64)> {
+        let bytes = bytes_of(mib)?;
+        let times = py.detach(|| measure::mapping(self.0.gpu(), bytes))?;
+        let us = |time: Duration| time.as_micros() as u64;
+        Ok((us(times.create), us(times.map), us(times.unmap)))
     }
 
     fn process_state(&self, py: Python<'_>, pid: i32) -> PyResult<&'static str> {
@@ -166,9 +188,16 @@ pub(super) struct PyCudaDevice;
 #[pymethods]
 impl PyCudaDevice {
     #[new]
-    #[pyo3(signature = (index = 0))]
-    fn new(py: Python<'_>, index: u32) -> PyResult<PyClassInitializer<Self>> {
-        let device: Arc<dyn Gpu> = Arc::new(py.detach(|| CudaDevice::open(index))?);
+    #[pyo3(signature = (index = 0, *, library = None))]
+    fn new(
+        py: Python<'_>,
+        index: u32,
+        library: Option<PathBuf>,
+    ) -> PyResult<PyClassInitializer<Self>> {
+        let device: Arc<dyn Gpu> = Arc::new(py.detach(|| match &library {
+            Some(path) => CudaDevice::open_with(path, index),
+            None => CudaDevice::open(index),
+        })?);
         Ok(PyClassInitializer::from(PyGpu(HeldGpu::new(device))).add_subclass(Self))
     }
 }

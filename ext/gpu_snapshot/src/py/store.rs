@@ -3,11 +3,12 @@
 
 use super::MIB;
 use super::gpu::{PyGpu, bytes_of};
-use crate::image::{Draft, Identity, Scan, Store};
+use crate::image::{Draft, Identity, Import, Scan, Store, fsck};
 use crate::pipeline::{self, Cancel, HostPool, Resident};
 use crate::storage::OsStorage;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyDict;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +16,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A chunk of weights.
 const SLOT_LEN: usize = 8 << 20;
+
+/// What is wrong with each snapshot of a directory.
+#[pyfunction]
+pub(super) fn fsck_snapshots(
+    py: Python<'_>,
+    root: PathBuf,
+) -> PyResult<BTreeMap<String, Option<String>>> {
+    let found = py.detach(|| fsck(&OsStorage, &root))?;
+    let texts = found.into_iter();
+    Ok(texts
+        .map(|(id, error)| (id, error.map(|error| error.to_string())))
+        .collect())
+}
 
 /// Cancels a save or restore from another thread.
 #[pyclass(frozen, module = "inferx._ext", name = "CancelToken")]
@@ -138,6 +152,20 @@ impl PyStore {
         Ok(py.detach(|| self.store.remove(id))?)
     }
 
+    #[pyo3(signature = (commit, manifest, table, *, host = None))]
+    fn start_import(
+        &self,
+        py: Python<'_>,
+        commit: &[u8],
+        manifest: &[u8],
+        table: &[u8],
+        host: Option<&str>,
+    ) -> PyResult<PyImport> {
+        let host = host_identity(host)?;
+        let import = py.detach(|| self.store.import(commit, manifest, table, host.as_ref()))?;
+        Ok(PyImport(Mutex::new(Some(import))))
+    }
+
     #[pyo3(signature = (id, gpu, regions, *, identity = "{}", extra = "{}",
                         files = BTreeMap::new(), created_unix_ms = 0, cancel = None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
@@ -223,6 +251,52 @@ impl PyStore {
             writer.publish().map(|_| ())
         })?;
         Ok(())
+    }
+}
+
+/// A snapshot on its way in; `None` once it is published or given up.
+#[pyclass(frozen, module = "inferx._ext", name = "SnapshotImport")]
+pub(super) struct PyImport(Mutex<Option<Import>>);
+
+impl PyImport {
+    fn with<T>(&self, job: impl FnOnce(&mut Import) -> crate::Result<T>) -> crate::Result<T> {
+        let mut import = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *import {
+            Some(import) => job(import),
+            None => Err(crate::Error::Invalid("this import has ended".into())),
+        }
+    }
+
+    fn take(&self) -> Option<Import> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[pymethods]
+impl PyImport {
+    #[getter]
+    fn id(&self) -> PyResult<String> {
+        Ok(self.with(|import| Ok(import.id().to_owned()))?)
+    }
+
+    fn files(&self) -> PyResult<Vec<(String, u64)>> {
+        let listed = |(name, len): (&str, u64)| (name.to_owned(), len);
+        Ok(self.with(|import| Ok(import.files().map(listed).collect()))?)
+    }
+
+    fn feed(&self, py: Python<'_>, name: &str, content: PyBackedBytes) -> PyResult<()> {
+        Ok(py.detach(|| self.with(|import| import.feed(name, &content)))?)
+    }
+
+    fn publish(&self, py: Python<'_>) -> PyResult<()> {
+        let ended = || crate::Error::Invalid("this import has ended".into());
+        let import = self.take().ok_or_else(ended)?;
+        py.detach(|| import.publish())?;
+        Ok(())
+    }
+
+    fn abandon(&self, py: Python<'_>) {
+        py.detach(|| drop(self.take()));
     }
 }
 

@@ -2,7 +2,8 @@
  * It must never accept what the real driver refuses: unknown handles, wrong lengths, set reserved words.
  *
  * Next to this library, PATH.faults has lines "NAME CODE NTH": the NTH call of NAME (0: every one)
- * answers CODE; "missing NAME 0" hides an entry point; "version V 0" sets the CUDA version.
+ * answers CODE; "missing NAME 0" hides an entry point; "version V 0" sets the CUDA version, "pid P 0" the
+ * process that has CUDA state.
  * PATH.state is rewritten after every call that changes what is held: "NAME COUNT" lines.
  */
 #define _GNU_SOURCE
@@ -323,14 +324,14 @@ static int zero(const void *at, size_t len) {
     return 1;
 }
 static int step(int pid, int from, int to) {
-    if (pid != 77) return INVALID_VALUE;
+    if (pid != fault("pid", 1, 77)) return INVALID_VALUE;
     if (process_state != from) return ILLEGAL_STATE;
     process_state = to;
     return OK;
 }
 int cuCheckpointProcessGetState(int pid, int *state) {
     CALL(cuCheckpointProcessGetState);
-    NEED(pid == 77);
+    NEED(pid == fault("pid", 1, 77));
     *state = fault("state", 1, process_state);
     return leave(OK);
 }

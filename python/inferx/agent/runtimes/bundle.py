@@ -56,6 +56,7 @@ class Box:
     """What a container consists of besides its function."""
 
     name: str
+    root: Path
     image: Image
     network: PodNetwork
     criu_config: Path
@@ -72,7 +73,7 @@ def configuration(
     return {
         "ociVersion": "1.0.2",
         "hostname": box.name[:63],
-        "root": {"path": "rootfs", "readonly": False},
+        "root": {"path": str(box.root), "readonly": False},
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},

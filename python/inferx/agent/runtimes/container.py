@@ -6,7 +6,6 @@ Must never be waited for by its process id alone: ids are used again.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shlex
 import shutil
@@ -18,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from inferx import procfs
+from inferx.agent.logs import PodLog
 from inferx.agent.runtimes import criu, tools
 from inferx.agent.runtimes.criu import LazyPages
+from inferx.agent.runtimes.engine import Engine
 from inferx.agent.runtimes.network import PodNetwork, PodNetworks
 from inferx.agent.runtimes.protocol import Exit
 from inferx.agent.runtimes.rootfs import RootFs
@@ -37,8 +38,7 @@ class Container:
     def __init__(
         self,
         pod_folder: Path,
-        runc: Sequence[str],
-        environment: Mapping[str, str],
+        engine: Engine,
         networks: PodNetworks,
     ) -> None:
         self.pod_folder = pod_folder
@@ -49,21 +49,35 @@ class Container:
         self.name = f"inferx-{pod_folder.name}-{pod_folder.stat().st_ino:x}"
         self.network: PodNetwork | None = None
         self.lazy: LazyPages | None = None
-        self._runc = runc
-        self._environment = environment
+        self.engine = engine
         self._networks = networks
 
-    async def runc(self, *arguments: str) -> str:
-        """Run a command of runc; raises ToolFailed."""
-        return await tools.run([*self._runc, *arguments], environment=self._environment)
+    @property
+    def mark(self) -> tuple[str, str]:
+        """Two words that stand one after the other in its supervisor's command line only."""
+        return ("--pid-file", str(self.folder / "pid"))
 
     async def running_pid(self) -> int | None:
         """The container's first process; None when the container does not run."""
+        state = await self.engine.state(self.name)
+        return state.pid if state is not None and state.is_live else None
+
+    def make_folders(self) -> None:
+        """Its own folder and CRIU's; they are private to the agent."""
+        for folder in (self.folder, self.criu_work):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def reason(self) -> str:
+        """The last error in the engine's log, or the end of what its command has written."""
         try:
-            state = json.loads(await self.runc("state", self.name))
-        except tools.ToolFailed:
-            return None  # runc does not know it
-        return int(state["pid"]) if state["status"] in ("running", "paused") else None
+            lines = (self.folder / "runc.log").read_text(errors="replace").splitlines()
+        except OSError:
+            lines = PodLog(self.pod_folder).tail(3).splitlines()
+            return "; ".join(line.removeprefix("ctr: ") for line in lines)
+        for line in reversed(lines):
+            if "level=error" in line or "level=fatal" in line:
+                return line.partition("msg=")[2].strip('"').replace('\\"', '"')
+        return ""
 
     def pids(self) -> list[int]:
         """Its processes, as this machine numbers them."""
@@ -131,13 +145,13 @@ class Container:
         deadline = time.monotonic() + KILL_BOUND_S
         while True:
             try:
-                await self.runc("delete", "--force", self.name)
+                await self.engine.delete(self.name)
             except tools.ToolFailed as error:
                 if time.monotonic() > deadline:
                     raise InferxError(f"container {self.name} stays: {error.message}") from error
-            left = await asyncio.to_thread(procfs.find_argument, "--bundle", str(self.folder))
+            left = await asyncio.to_thread(procfs.find_argument, *self.mark)
             left = [pid for pid in left if (found := procfs.stat(pid)) and found.is_live]
-            if not left and not await self._known():
+            if not left and await self.engine.state(self.name) is None:
                 return
             if time.monotonic() > deadline:
                 raise InferxError(f"container {self.name} survives: processes {left}")
@@ -148,20 +162,13 @@ class Container:
                     continue
             await asyncio.sleep(GONE_POLL_S)
 
-    async def _known(self) -> bool:
-        try:
-            await self.runc("state", self.name)
-        except tools.ToolFailed:
-            return False
-        return True
-
     def _groups(self, controller: str) -> list[Path]:
         below = f"inferx/{self.name}"
         return [CGROUPS / controller / below, CGROUPS / below, CGROUPS / "unified" / below]
 
 
-class RuncWorker:
-    """A running container. It is watched through the process of runc that started it, which
+class ContainerWorker:
+    """A running container. It is watched through the process of its engine that started it, which
     also carries the worker's output into the log and returns its exit code."""
 
     notes: tuple[str, ...] = ()
@@ -201,7 +208,7 @@ class RuncWorker:
 
     async def freeze(self) -> None:
         try:
-            await self.container.runc("pause", self.container.name)
+            await self.container.engine.pause(self.container.name)
         except tools.ToolFailed:
             # It may be frozen already, by the order of an agent that died meanwhile.
             if not await self._is_paused():
@@ -209,7 +216,7 @@ class RuncWorker:
 
     async def thaw(self) -> None:
         if await self._is_paused():
-            await self.container.runc("resume", self.container.name)
+            await self.container.engine.resume(self.container.name)
 
     async def stop(self, grace_s: float) -> None:
         if self._pidfd < 0:
@@ -226,8 +233,8 @@ class RuncWorker:
         self._close(reap=False)
 
     async def _is_paused(self) -> bool:
-        state = json.loads(await self.container.runc("state", self.container.name))
-        return bool(state["status"] == "paused")
+        state = await self.container.engine.state(self.container.name)
+        return state is not None and state.status == "paused"
 
     async def _ask_to_end(self, grace_s: float) -> None:
         # Number one of a process namespace gets no signal that it has no handler for, although
@@ -236,7 +243,7 @@ class RuncWorker:
             return
         try:
             await self.thaw()  # a frozen container could not act on the signal
-            await self.container.runc("kill", self.container.name, "TERM")
+            await self.container.engine.kill(self.container.name, "TERM")
         except tools.ToolFailed:
             return  # it ended meanwhile, or it will be killed
         await asyncio.wait([self.exited], timeout=grace_s)
@@ -263,7 +270,7 @@ class RuncWorker:
             return
         code = self._popen.wait()
         if code < 0:  # the supervisor itself was killed; the container goes with it in `stop`
-            self.exited.set_result(Exit(note=note or f"its runc was killed by signal {-code}"))
+            self.exited.set_result(Exit(note=note or f"its runner was killed by signal {-code}"))
         elif code > _SIGNAL_BASE:
             self.exited.set_result(Exit(signal=code - _SIGNAL_BASE, note=note))
         else:
