@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import proxy_targets
+from proxy_host import KEY_OF_ALL
 from proxy_targets import Target
 
 HERE = Path(__file__).parent
@@ -29,14 +30,13 @@ UNARY = {"unary_1k_c1": (1, 0), "unary_1k_c64": (64, 0), "post_256k_c8": (8, 262
 STREAMS = {"sse_paced_64": ("paced", 64), "sse_burst_8": ("burst", 8)}
 LOADS = [*UNARY, "chat_c16", *STREAMS, "idle_1000", "parked_10000"]
 PEERS = ["sglang-router", "vllm-router", "litellm"]
-TARGETS = ["direct", "nginx", "haproxy", "ours", *PEERS]
+TARGETS = ["direct", "nginx", "haproxy", "ours", "ours_auth", *PEERS]
 COLUMNS = ("rps", "p50_ms", "p99_ms", "cpu_s_per_10k", "cpu_ratio_nginx", "rss_mib", "kib_each")
 UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 IDLE_STREAMS = 1000
 PARKED_CALLS = 10_000
 PATIENCE_S = 120
 CHAT_LUA = """wrk.method="POST" wrk.headers["Content-Type"]="application/json"
-wrk.headers["Authorization"]="Bearer x"
 wrk.body='{{"model":"bench/s","messages":[{{"role":"user","content":"{text}"}}]}}'"""
 
 
@@ -59,6 +59,8 @@ def wrk(folder: Path, load: str, target: Target, seconds: int) -> dict[str, floa
     connections, body = UNARY.get(load, (16, 0))
     path = CALL
     command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    # Everybody gets the key; who is `ours_auth` looks at it.
+    command += ["-H", f"Authorization: Bearer {KEY_OF_ALL}"]
     script = folder / f"{load}.lua"
     if load == "chat_c16":
         path = CHAT

@@ -11,6 +11,8 @@ import re
 import sys
 import time
 
+from proxy_host import KEY_OF_ALL
+
 PACED, BURST, IDLE = 100, 1000, 1  # chunks of one stream, which also name its kind
 PACE_S = 0.02
 BURST_ROUNDS = 3
@@ -82,7 +84,8 @@ async def read_stream(port: int, model: str, kind: str, delays: list[float]) -> 
              "messages": [{"role": "user", "content": "hello"}]}  # fmt: skip
     body = json.dumps(asked).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer x\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\n"
+        f"Authorization: Bearer {KEY_OF_ALL}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)

@@ -155,11 +155,13 @@ def start_targets(
         "nginx": lambda: proxying_nginx(stack, folder, unary.port, chat),
         "haproxy": lambda: start_haproxy(stack, folder, unary.port, chat),
         "ours": lambda: start_ours(stack, folder, unary.port, chat),
+        "ours_auth": lambda: start_ours(stack, folder, unary.port, chat, "auth"),
         "sglang-router": lambda: start_router(stack, "sglang", chat),
         "vllm-router": lambda: start_router(stack, "vllm", chat),
         "litellm": lambda: start_litellm(stack, folder, chat),
     }
-    needed = {"nginx": "nginx", "haproxy": "haproxy", "ours": sys.executable}
+    needed = {"nginx": "nginx", "haproxy": "haproxy", "ours": sys.executable,
+              "ours_auth": sys.executable}  # fmt: skip
     started = []
     for name in wanted:
         if shutil.which(needed.get(name, str(PEERS / name))):
@@ -190,12 +192,12 @@ def start_haproxy(stack: ExitStack, folder: Path, unary: int, chat: int) -> Targ
     return Target("haproxy", port, process.pid)
 
 
-def start_ours(stack: ExitStack, folder: Path, unary: int, chat: int) -> Target:
+def start_ours(stack: ExitStack, folder: Path, unary: int, chat: int, *more: str) -> Target:
     script = str(HERE / "proxy_host.py")
-    command = (sys.executable, script, str(folder / "c.sock"), str(unary), str(chat))
+    command = (sys.executable, script, str(folder / "c.sock"), str(unary), str(chat), *more)
     process = start(stack, 0, *command)
     port = first_line(process, "the data plane")
-    return Target("ours", port, process.pid, process.stdin, process.stdout)
+    return Target("_".join(("ours", *more)), port, process.pid, process.stdin, process.stdout)
 
 
 def start_router(stack: ExitStack, maker: str, chat: int) -> Target:

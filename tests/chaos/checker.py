@@ -89,9 +89,17 @@ class Checker:
         return lost, duplicated
 
     def _gateway_died(self, call: Call) -> bool:
-        """A killed gateway says nothing; the broken connection is the client's error."""
-        until = call.ended
-        return any(call.begun - 3.0 <= at <= until for at in self._killed.get(call.gateway, ()))
+        """A killed gateway says nothing; the broken connection is the client's error. Between its
+        death and the first call that it let in again, nobody is there to accept one."""
+        for at in self._killed.get(call.gateway, ()):
+            let_in = (
+                other.begun
+                for other in self._calls
+                if other.gateway == call.gateway and other.status > 0 and other.begun > at
+            )
+            if at <= call.ended and call.begun <= min(let_in, default=call.begun):
+                return True
+        return False
 
     def judge_slots(self) -> int:
         """I2. Moments at which a pod ran more calls than its slots allow."""

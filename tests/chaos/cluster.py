@@ -156,6 +156,16 @@ class Cluster:
             )
         return time.monotonic() - begun
 
+    async def listens(self, kind: str) -> None:
+        """Wait until every service of that kind does; one that has ended is started again."""
+        for service in self.of(kind):
+
+            async def up(service: Service = service) -> bool:
+                service.start()
+                return await _accepts(service.document[f"{kind}Port"])
+
+            await self.eventually(up, f"{service.name} listens")
+
     async def eventually(
         self, check: Callable[[], Any], what: str, timeout_s: float = START_S
     ) -> None:
@@ -198,6 +208,15 @@ class Cluster:
             return []
         finally:
             await channel.close(None)
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def _ok(http: httpx.AsyncClient, url: str) -> bool:

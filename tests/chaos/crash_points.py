@@ -33,7 +33,8 @@ _NAME = "solo"
 class CrashPoints:
     """`tried` says how many points each service has; `slowest_s` how long convergence took."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, converge_s: float = CONVERGE_S) -> None:
+        self._converge_s = converge_s
         self.tried: dict[str, int] = {}
         self.problems: list[str] = []
         self.slowest_s = 0.0
@@ -64,7 +65,7 @@ class CrashPoints:
         try:
             await self._life()
             begun = time.monotonic()
-            left = await self._agreement.until_none(self._agreement.leftovers, CONVERGE_S)
+            left = await self._agreement.until_none(self._agreement.leftovers, self._converge_s)
             self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
             self.problems += [f"{service.name} write {number}: {one}" for one in left]
             return crashed.is_set()

@@ -81,6 +81,7 @@ class Nemesis:
             for service in self._cluster.services.values():
                 service.start()
             await self._cluster.answers(RECOVERY_S)
+            await self._cluster.listens("scheduler")  # without a standby there is no failover
             fault.recovered_s = time.monotonic() - fault.ended
             self._say(
                 f"{number + 1}/{count} {kind} {fault.target}: {fault.ended - fault.begun:.1f} s, "

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.agreement import Agreement
+from tests.chaos.agreement import SETTLE_S, Agreement
 from tests.chaos.checker import Checker, percentile, read_executions
 from tests.chaos.cluster import Cluster
 from tests.chaos.load import Load
@@ -27,7 +27,8 @@ from tests.chaos.watch import Watch
 class Run:
     """One run; `report` is what it found."""
 
-    def __init__(self, folder: Path, faults: int, seed: int) -> None:
+    def __init__(self, folder: Path, faults: int, seed: int, settle_s: float = SETTLE_S) -> None:
+        self._settle_s = settle_s
         self.report: dict[str, Any] = {}
         self.problems: list[str] = []
         self._faults = faults
@@ -59,9 +60,9 @@ class Run:
     async def _end(self) -> list[str]:
         """I5: store and nodes tell the same; without functions nothing is left at all."""
         agreement = Agreement(self._cluster)
-        leaks = await agreement.until_none(agreement.differences)
+        leaks = await agreement.until_none(agreement.differences, self._settle_s)
         await self._cluster.undeploy()
-        return leaks + await agreement.until_none(agreement.leftovers)
+        return leaks + await agreement.until_none(agreement.leftovers, self._settle_s)
 
     def _judge(self, leaks: list[str], seconds: float) -> None:
         killed = {name: s.killed_at for name, s in self._cluster.services.items()}

@@ -34,7 +34,7 @@ RETURN_TRIES_S = 30.0
 _RPC_TIMEOUT_S = 5.0
 _HEARTBEAT_TIMEOUT_S = 2.0
 _BACKOFF_MIN_S = 0.05
-_BACKOFF_MAX_S = 1.0
+_BACKOFF_MAX_S = 0.2  # a takeover lasts about two seconds; nothing of it is to be slept over
 _log = logging.getLogger(__name__)
 
 
