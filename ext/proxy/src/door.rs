@@ -21,7 +21,7 @@ use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::listener::{self, Stop};
+use crate::listener;
 use crate::plane::Core;
 use crate::socket::Socket;
 use answer::Answer;
@@ -120,10 +120,7 @@ impl Door {
             SockRef::from(end).set_send_buffer_size(SOCKET_BYTES)?;
         }
         let (core, stop) = (self.core.clone(), self.stop.clone());
-        tokio::spawn(async move {
-            let _open = Open::new(&core);
-            listener::converse(&core, Socket::Unix(far), Stop::new(stop)).await;
-        });
+        tokio::spawn(listener::serve(core, Socket::Unix(far), stop));
         let (upload, frames) = mpsc::channel(FRAMES_MAX);
         let (parts, answer) = mpsc::channel(FRAMES_MAX);
         let news = News {
@@ -149,26 +146,6 @@ impl Door {
             answer: Mutex::new(answer),
             task: task.abort_handle(),
         })
-    }
-}
-
-/// Counts as an open connection, for which draining waits.
-struct Open<'a>(&'a Core);
-
-impl<'a> Open<'a> {
-    fn new(core: &'a Core) -> Self {
-        core.stats.connections.fetch_add(1, Ordering::Relaxed);
-        core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
-        Self(core)
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0
-            .stats
-            .connections_open
-            .fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) async fn accept(
                 let (core, stop) = (core.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    serve(core, stream, Stop::new(stop)).await;
+                    admit(core, stream, stop).await;
                 });
             }
             Err(error) if is_of_one_client(&error) => {}
@@ -86,7 +86,7 @@ pub(crate) async fn accept(
     }
     // Who connected before the port is given up is still served: closing would reset them.
     while let Some(Ok((stream, _))) = accept_waiting(&listener).await {
-        tokio::spawn(serve(core.clone(), stream, Stop::new(stop.clone())));
+        tokio::spawn(admit(core.clone(), stream, stop.clone()));
     }
 }
 
@@ -121,7 +121,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    pub(crate) fn new(flag: watch::Receiver<bool>) -> Self {
+    fn new(flag: watch::Receiver<bool>) -> Self {
         Self { flag, told: None }
     }
 
@@ -146,22 +146,28 @@ impl Stop {
     }
 }
 
-async fn serve(core: Arc<Core>, stream: TcpStream, stop: Stop) {
-    core.stats.connections.fetch_add(1, Ordering::Relaxed);
-    core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
+/// Serves one client that was accepted.
+async fn admit(core: Arc<Core>, stream: TcpStream, stop: watch::Receiver<bool>) {
     // Fails only for a socket that is closed already, which the first read finds out as well.
     let _ = stream.set_nodelay(true);
     if core.tls.is_some() {
         // Boxed, because a plain connection should not bear the size of it.
-        Box::pin(greet(core.clone(), stream, stop)).await;
+        Box::pin(greet(core, stream, stop)).await;
     } else {
-        converse(&core, Socket::Tcp(stream), stop).await;
+        serve(core, Socket::Tcp(stream), stop).await;
     }
+}
+
+/// Serves one connection until it ends.
+pub(crate) async fn serve(core: Arc<Core>, socket: Socket, stop: watch::Receiver<bool>) {
+    core.stats.connections.fetch_add(1, Ordering::Relaxed);
+    core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
+    converse(&core, socket, Stop::new(stop)).await;
     core.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// Agrees on TLS and the protocol, and serves the connection.
-async fn greet(core: Arc<Core>, stream: TcpStream, stop: Stop) {
+async fn greet(core: Arc<Core>, stream: TcpStream, stop: watch::Receiver<bool>) {
     let Some(acceptor) = core.tls.as_ref().map(Tls::acceptor) else {
         return;
     };
@@ -171,9 +177,12 @@ async fn greet(core: Arc<Core>, stream: TcpStream, stop: Stop) {
         return;
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2::serve(core, stream, stop).await;
+        core.stats.connections.fetch_add(1, Ordering::Relaxed);
+        core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
+        http2::serve(core.clone(), stream, Stop::new(stop)).await;
+        core.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
     } else {
-        converse(&core, Socket::Tls(Box::new(stream)), stop).await;
+        serve(core, Socket::Tls(Box::new(stream)), stop).await;
     }
 }
 
