@@ -126,6 +126,10 @@ bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real 
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
 
+.PHONY: bench-tenants
+bench-tenants: build ## a thousand tenants with limits and a noisy one, under locust; ARGS=...
+	$(PY) bench/tenants.py $(ARGS)
+
 .PHONY: crash-points
 crash-points: build ## kill each service after its n-th write to the store, for every n
 	scripts/test-deps

@@ -18,6 +18,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from proxy_host import KEY_OF_ALL
+
 HERE = Path(__file__).parent
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -96,9 +98,9 @@ def start_nginx(stack: ExitStack, folder: Path, name: str, core: int, upstream: 
     return port, process.pid
 
 
-def start_ours(stack: ExitStack, folder: Path, upstream: int) -> tuple:
+def start_ours(stack: ExitStack, folder: Path, upstream: int, *options: str) -> tuple:
     command = (sys.executable, str(HERE / "proxy_host.py"), str(folder / "c.sock"), str(upstream))
-    process = start(stack, 0, *command)
+    process = start(stack, 0, *command, *options)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -124,6 +126,8 @@ def usage(pid: int) -> tuple[float, float]:
 def run_load(folder: Path, load: str, target: tuple, seconds: int) -> dict[str, float]:
     connections, body = LOADS[load]
     command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    # Everybody gets the key; who is `ours_auth` looks at it.
+    command += ["-H", f"Authorization: Bearer {KEY_OF_ALL}"]
     if body:
         script = folder / f"{load}.lua"
         script.write_text(f'wrk.method="POST" wrk.body=string.rep("x", {body})')
@@ -148,7 +152,7 @@ def run_load(folder: Path, load: str, target: tuple, seconds: int) -> dict[str, 
 
 
 def report(samples: dict, loads: list[str], targets: list[str]) -> None:
-    print(f"{'load':14}{'target':9}" + "".join(f"{c:>17}" for c in COLUMNS), file=sys.stderr)
+    print(f"{'load':14}{'target':10}" + "".join(f"{c:>17}" for c in COLUMNS), file=sys.stderr)
     for load in loads:
         middle = {
             t: {c: statistics.median(s[c] for s in samples[load, t]) for c in COLUMNS}
@@ -160,7 +164,7 @@ def report(samples: dict, loads: list[str], targets: list[str]) -> None:
             row = {c: round(v, 3) for c, v in row.items()}
             print(json.dumps({"bench": "proxy", "load": load, "target": target, **row}))
             cells = "".join(f"{row[c]:>17}" for c in COLUMNS)
-            print(f"{load:14}{target:9}{cells}", file=sys.stderr)
+            print(f"{load:14}{target:10}{cells}", file=sys.stderr)
 
 
 def main() -> None:
@@ -181,7 +185,9 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         direct = start_nginx(stack, folder, "backend", 1, 0)
         nginx = start_nginx(stack, folder, "proxy", 0, direct[0])
-        targets = {"direct": direct, "nginx": nginx, "ours": start_ours(stack, folder, direct[0])}
+        targets = {"direct": direct, "nginx": nginx}
+        targets["ours"] = start_ours(stack, folder, direct[0])
+        targets["ours_auth"] = start_ours(stack, folder, direct[0], "auth")
         for _ in range(asked.rounds):
             for load in asked.loads:
                 for name, target in targets.items():

@@ -24,6 +24,7 @@ from inferx import health, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway.app import DRAIN_MS, Gateway, listen_host
+from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
 
 _SOCKET_PATH_BYTES_MAX = 100  # the system's limit is 107
@@ -125,6 +126,7 @@ def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
     telemetry.setup_logging("gateway", config.log_format, config.log_level)
     try:
+        tls.use(config.service_tls)
         uvloop.run(main(config))
     except (InferxError, OSError) as error:
         _log.error("%s", error)

@@ -472,6 +472,20 @@ class Proxy:
     def revoke_verdicts(self, tag: str) -> int:
         """Forget the verdicts under a tag; the next call asks again. Returns how many."""
 
+    def set_tenant_limits(
+        self,
+        tenant: str,
+        *,
+        request_rate: float | None = None,
+        concurrency: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> None:
+        """What calls of a tenant's functions may have of this plane; None = no limit.
+
+        `request_rate` is in calls per second, tokens are those that answers on `/v1/` routes say
+        in `usage.total_tokens`. A call over a limit gets 429 `tenant_limit` that names it.
+        """
+
     def set_synced(self) -> None:
         """All functions are known: from now on an unknown one gets 404 instead of 503."""
 
@@ -500,7 +514,8 @@ class Proxy:
         Fields: unix_ms, request_id, method, function, status (499: the client left before the
         answer), outcome (complete, refused, worker_broke, client_gone), pod, start, wait_ms,
         first_byte_ms, total_ms (-1 = never), bytes_in, bytes_out, principal (empty without
-        authentication). A request refused for its caller leaves one with its path or function.
+        authentication), tokens (0 = not said). A request refused for its caller or a limit leaves
+        one with its path or function.
         """
 
     def stats(self) -> bytes:

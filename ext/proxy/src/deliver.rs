@@ -14,6 +14,7 @@ use crate::headers::{self, Served, Told};
 use crate::plane::Core;
 use crate::pump::{Coding, Pump};
 use crate::upstream::{Line, Upstream};
+use crate::usage::Tail;
 
 /// What becomes of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,12 @@ pub(crate) async fn answer(
         framer: head.framer,
         pump: Pump::new(text, coding, u64::MAX),
     };
+    if let Whose::Call(account) = &whose
+        && account.metered
+        && head.status == 200
+    {
+        download.pump.tail = Some(Tail::default());
+    }
     let reusable = head.keep_alive;
     drop(head);
     let at_hand = download
@@ -104,6 +111,8 @@ pub(crate) async fn answer(
     if let Whose::Call(mut account) = whose {
         account.bytes_in = upload.pump.bytes;
         account.bytes_out = pump.bytes;
+        let tokens = pump.tail.take().and_then(|tail| tail.total_tokens());
+        account.tokens = tokens.unwrap_or_default();
         account.close(match ended {
             Ended::Complete => Outcome::Complete,
             Ended::Gone => Outcome::ClientGone,

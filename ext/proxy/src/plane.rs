@@ -20,6 +20,7 @@ use crate::definition::Definition;
 use crate::dispatch::{Function, Hub, Worker};
 use crate::door::Door;
 use crate::events::{Event, Outbox};
+use crate::limits::{Limits, TenantLimits};
 use crate::listener;
 use crate::reply::Reject;
 use crate::route::Routes;
@@ -32,6 +33,7 @@ pub(crate) struct Core {
     pub hub: Arc<Hub>,
     pub routes: Routes,
     pub auth: AuthTable,
+    pub limits: Limits,
     pub control: Arc<Upstream>,
     pub budget: RetryBudget,
     pub stats: PlaneStats,
@@ -109,6 +111,7 @@ impl Plane {
         let auth = AuthTable::new(config.auth_key);
         let core = Arc::new(Core {
             auth,
+            limits: Limits::default(),
             config,
             hub,
             routes: Routes::default(),
@@ -294,6 +297,11 @@ impl Plane {
     /// Drops the verdicts under a tag; returns how many there were.
     pub fn revoke_verdicts(&self, tag: &str) -> usize {
         self.core.auth.revoke(tag)
+    }
+
+    /// Sets what a tenant may have of this plane.
+    pub fn set_tenant_limits(&self, tenant: &str, limits: TenantLimits) {
+        self.core.limits.set(tenant, limits);
     }
 
     /// Says that all functions are known: from now on an unknown one does not exist.

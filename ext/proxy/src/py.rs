@@ -10,7 +10,9 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::{Config, Definition, Event, NewWorker, Plane, Policy, Reject, Start, Verdict};
+use crate::{
+    Config, Definition, Event, NewWorker, Plane, Policy, Reject, Start, TenantLimits, Verdict,
+};
 
 /// Adds this crate's classes to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -238,6 +240,22 @@ impl Proxy {
 
     fn revoke_verdicts(&self, tag: &str) -> usize {
         self.plane.revoke_verdicts(tag)
+    }
+
+    #[pyo3(signature = (tenant, *, request_rate=None, concurrency=None, tokens_per_minute=None))]
+    fn set_tenant_limits(
+        &self,
+        tenant: &str,
+        request_rate: Option<f64>,
+        concurrency: Option<u32>,
+        tokens_per_minute: Option<u64>,
+    ) {
+        let limits = TenantLimits {
+            request_rate,
+            concurrency,
+            tokens_per_minute,
+        };
+        self.plane.set_tenant_limits(tenant, limits);
     }
 
     fn set_synced(&self) {

@@ -159,9 +159,10 @@ async fn path_call(
         Some(query) => format!("{slash}{rest}?{query}"),
         None => [slash, rest].concat(),
     };
+    let account = open_account(core, function, id, &head, &caller, &target)?;
     Ok(Call {
         target,
-        account: open_account(core, function, id, &head, &caller),
+        account,
         body: Body::Unread,
         head,
     })
@@ -211,10 +212,11 @@ async fn json_call(
         let message = format!("the path to the worker: `{path}` is not visible ASCII");
         return Err(Reject::bad_request(message).into());
     }
+    let account = open_account(core, function, id, &head, &caller, &target)?;
     let call = Call {
         target,
         body: Body::Json(form.payload.get().as_bytes().to_vec()),
-        account: open_account(core, function, id, &head, &caller),
+        account,
         head,
     };
     drop(body);
@@ -256,7 +258,7 @@ async fn openai_call(
     let call = Call {
         target: head.target().to_owned(),
         body: Body::Begun(begun),
-        account: open_account(core, function, id, &head, &caller),
+        account: open_account(core, function, id, &head, &caller, head.target())?,
         head,
     };
     call::serve(core, client, call, keep_alive).await
@@ -365,8 +367,16 @@ fn open_account(
     id: &str,
     head: &RequestHead,
     caller: &Caller,
-) -> Account {
+    target: &str,
+) -> Result<Account, Reject> {
+    let permit = core.limits.admit(&function.key).inspect_err(|error| {
+        let principal = caller.principal().unwrap_or_default();
+        let (key, status) = (&function.key, error.status);
+        account::refused(&core.hub, id, head.method(), key, &principal, status);
+    })?;
     let mut account = Account::open(function, id.into(), head.method().into(), core.hub.clone());
     account.principal = caller.principal();
-    account
+    account.permit = permit;
+    account.metered = target.starts_with("/v1/");
+    Ok(account)
 }

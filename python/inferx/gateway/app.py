@@ -18,10 +18,10 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from inferx._ext import Proxy
+from inferx.audit import open_audit
 from inferx.auth.apikeys import Hasher
 from inferx.auth.authenticator import Authenticator
 from inferx.auth.oidc import token_verifier
@@ -30,6 +30,8 @@ from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import replies
 from inferx.gateway.access import Access
+from inferx.gateway.auditing import Auditor
+from inferx.gateway.auditroutes import AuditRoutes
 from inferx.gateway.callers import Callers
 from inferx.gateway.dashboard import DashboardRoutes
 from inferx.gateway.door import AsgiDoor
@@ -64,6 +66,7 @@ class Gateway:
         self._identity = Identity(config.data_dir)
         self.startup_error: Exception | None = None
         self.port: int | None = None
+        self._auditor: Auditor | None = None
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
@@ -102,14 +105,23 @@ class Gateway:
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
         workers = Workers(self._proxy, functions, link, self._identity)
-        callers = Callers(self._proxy, self._authenticator, state)
-        pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
-        access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
+        auditor = self._auditor = Auditor(open_audit(self._config), state, link)
+        callers = Callers(self._proxy, self._authenticator, state, auditor.logged_in)
+        pump = Pump(
+            self._proxy,
+            partial(_dispatch, workers, callers),
+            partial(_account, auditor, callers),
+        )
+        authenticator = self._authenticator if self._config.auth.enable else None
+        access = Access(authenticator, auditor.refused)
         app.router.routes[:] = [
             *DashboardRoutes().routes(),
-            *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
-            *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
-            *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
+            *KeyRoutes(
+                self._authenticator, callers, state, access, self._config.keycloak, auditor
+            ).routes(),
+            *AuditRoutes(auditor.audit.sink, access).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access, auditor).routes(),
+            *ObjectRoutes(functions, state, access, auditor, self._config.mount_roots).routes(),
         ]
         pump.start()
         registration = Registration(
@@ -118,7 +130,7 @@ class Gateway:
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.
-        feeders = (functions.start, callers.start, link.start, registration.done)
+        feeders = (functions.start, callers.start, link.start, auditor.start, registration.done)
         getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
@@ -133,6 +145,7 @@ class Gateway:
             await pump.stop()
             await workers.stop()
             await registration.stop()
+            await auditor.stop()
             await link.stop()
             self._identity.release()
             await callers.stop()
@@ -156,6 +169,8 @@ class Gateway:
 
     def metrics(self) -> bytes:
         """The data plane's and this process's, in Prometheus text form."""
+        if self._auditor is not None:
+            self._auditor.meter.settle()
         return render(self._proxy.stats())
 
     def _not_ready(self, reason: str | None) -> None:
@@ -183,5 +198,8 @@ def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> Non
         workers.handle(event)
 
 
-def _log_refusal(request: Request, principal: str, action: str, error: InferxError) -> None:
-    _log.info("refused %s %s to %s: %s", request.method, action, principal, error.code)
+def _account(auditor: Auditor, callers: Callers, record: dict[str, Any]) -> None:
+    """One record of the data plane to those who keep accounts."""
+    auditor.called(record)
+    if record["outcome"] != "refused":
+        callers.used(record["principal"])
