@@ -76,8 +76,13 @@ bench-core: build ## lease and return, placement, rebuild of a large cluster, fr
 	$(PY) bench/core.py
 
 .PHONY: bench-proxy
-bench-proxy: build ## the data plane beside nginx and the bare backend (needs nginx, wrk); ARGS=...
+bench-proxy: build ## the data plane beside nginx, haproxy and LLM gateways (needs nginx, wrk); ARGS=...
 	$(PY) bench/proxy.py $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: ## install the LLM gateways that bench-proxy compares with, in their own environment
+	$(PYTHON) -m venv .cache/bench-peers
+	.cache/bench-peers/bin/pip install -q --disable-pip-version-check -r bench/peers.txt
 
 .PHONY: image
 IMAGES ?= service
@@ -129,6 +134,10 @@ $(JAX)/.installed: examples/jax/requirements.txt
 bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real servers (root); ARGS=...
 	scripts/install-criu
 	$(PY) bench/snapshot_workers.py $(ARGS)
+
+.PHONY: bench-tenants
+bench-tenants: build ## a thousand tenants with limits and a noisy one, under locust; ARGS=...
+	$(PY) bench/tenants.py $(ARGS)
 
 .PHONY: crash-points
 crash-points: build ## kill each service after its n-th write to the store, for every n

@@ -24,6 +24,7 @@ from inferx import health, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway.app import DRAIN_MS, Gateway, listen_host
+from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
 
 _SOCKET_PATH_BYTES_MAX = 100  # the system's limit is 107
@@ -81,7 +82,7 @@ def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Serve
             websockets=False,
             log_enabled=False,
         )
-    _require_free(listen_host(config), config.gateway_port)
+    _require_free(listen_host(config), config.gateway_port, gateway.takes_over)
     return Server(
         gateway.app,
         address=listen_host(config),
@@ -92,13 +93,16 @@ def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Serve
         backlog=BACKLOG,
         backpressure=CONNECTIONS_MAX,
         http1_settings=HTTP1Settings(header_read_timeout=HEAD_TIMEOUT_MS),
+        ssl_cert=Path(config.tls.cert) if config.tls.enable else None,
+        ssl_key=Path(config.tls.key) if config.tls.enable else None,
     )
 
 
-def _require_free(host: str, port: int) -> None:
-    """Granian ends with a panic of its own when the port is taken."""
+def _require_free(host: str, port: int, share: bool) -> None:
+    """Granian ends with a panic of its own when the port is taken; it would share any port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
         try:
             probe.bind((host, port))
         except OSError as error:
@@ -125,6 +129,7 @@ def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
     telemetry.setup_logging("gateway", config.log_format, config.log_level)
     try:
+        tls.use(config.service_tls)
         uvloop.run(main(config))
     except (InferxError, OSError) as error:
         _log.error("%s", error)

@@ -15,6 +15,7 @@ from inferx import telemetry
 from inferx.agent import service
 from inferx.config import NodeConfig, environment
 from inferx.errors import InferxError
+from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
 
 STOP_PODS = "INFERX_STOP_PODS"
@@ -45,6 +46,7 @@ def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
     telemetry.setup_logging("nodeagent", config.log_format, config.log_level)
     try:
+        tls.use(config.service_tls)
         uvloop.run(main(config))
     except InferxError as error:
         _log.error("%s", error)

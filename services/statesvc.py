@@ -13,6 +13,7 @@ import uvloop
 from inferx import health, statesvc, telemetry
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
+from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
     telemetry.setup_logging("statesvc", config.log_format, config.log_level)
     try:
+        tls.use(config.service_tls)
         uvloop.run(main(config))
     except InferxError as error:
         _log.error("%s", error)

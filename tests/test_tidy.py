@@ -36,8 +36,8 @@ FENCES = [
         "the Docker Engine's socket",
     ),
     (r"\betcd_pb2", ("python/inferx/store/etcd",), "etcd's stubs"),
+    (r"^\s*(import|from) asyncpg\b", ("python/inferx/audit/postgres.py",), "the PostgreSQL driver"),
     (r"^\s*(import|from) obstore\b", ("python/inferx/agent/blob.py",), "the blob store"),
-    (r"^\s*(import|from) asyncpg\b", ("python/inferx/audit.py",), "the PostgreSQL driver"),
     (r"^\s*(pub )?use pyo3\b", ("ext/lib.rs", "/src/py.rs", "/src/py/"), "PyO3"),
     (
         r"\bunsafe\s*(\{|fn|impl)",

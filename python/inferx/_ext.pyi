@@ -364,6 +364,9 @@ class Proxy:
         idle_timeout_ms: int = 300000,
         control_idle_timeout_ms: int = 3600000,
         pool_idle_timeout_ms: int = 4000,
+        eject_failures: int = 10,
+        share_port: bool = False,
+        tls: tuple[str | PathLike[str], str | PathLike[str]] | None = None,
     ) -> Self:
         """A plane that does not listen yet.
 
@@ -371,7 +374,14 @@ class Proxy:
         socket `control_socket`. `threads` 0 means one per core. With `auth_key` (32 random bytes)
         callers of functions need a credential, which is asked about with `need_verdict` and
         hashed under the key. Raises ValueError for a host that is not an IP address.
+        A worker that fails `eject_failures` times in a row (5xx, no answer) is given up. With
+        `share_port` another plane may listen on the port already; anybody may join a plane later.
+        `tls` is a certificate chain and its key as PEM files: clients then speak TLS, with HTTP/2
+        or HTTP/1.1. Raises OSError naming the file that cannot be used.
         """
+
+    def reload_certificate(self) -> None:
+        """Read the certificate and key again; on an OSError those in use stay."""
 
     def start(self) -> int:
         """Bind and serve; returns the port. Raises OSError that names the address when taken."""
@@ -472,6 +482,20 @@ class Proxy:
     def revoke_verdicts(self, tag: str) -> int:
         """Forget the verdicts under a tag; the next call asks again. Returns how many."""
 
+    def set_tenant_limits(
+        self,
+        tenant: str,
+        *,
+        request_rate: float | None = None,
+        concurrency: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> None:
+        """What calls of a tenant's functions may have of this plane; None = no limit.
+
+        `request_rate` is in calls per second, tokens are those that answers on `/v1/` routes say
+        in `usage.total_tokens`. A call over a limit gets 429 `tenant_limit` that names it.
+        """
+
     def set_synced(self) -> None:
         """All functions are known: from now on an unknown one gets 404 instead of 503."""
 
@@ -500,7 +524,8 @@ class Proxy:
         Fields: unix_ms, request_id, method, function, status (499: the client left before the
         answer), outcome (complete, refused, worker_broke, client_gone), pod, start, wait_ms,
         first_byte_ms, total_ms (-1 = never), bytes_in, bytes_out, principal (empty without
-        authentication). A request refused for its caller leaves one with its path or function.
+        authentication), tokens (0 = not said). A request refused for its caller or a limit leaves
+        one with its path or function.
         """
 
     def stats(self) -> bytes:

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from inferx.domain import codec
+from inferx.domain.accessconfig import AuthConfig, KeycloakConfig, Secret, ServiceTls
 from inferx.domain.addresses import redact
 from inferx.domain.nodeconfig import (
     LISTENERS,
-    AuthConfig,
     BlobConfig,
     EtcdConfig,
-    KeycloakConfig,
     NodeConfig,
     NodeResourcesConfig,
-    Secret,
     ShareMemConfig,
     SimulatedGpu,
     TlsConfig,
@@ -32,8 +30,8 @@ from inferx.errors import BadRequest, ConfigError
 
 __all__ = [
     "LISTENERS", "SERVICES", "AuthConfig", "BlobConfig", "EtcdConfig", "KeycloakConfig",
-    "NodeConfig", "NodeResourcesConfig", "Secret", "ShareMemConfig", "SimulatedGpu", "TlsConfig",
-    "environment", "gpu_indices", "load", "redact", "service_name", "variables",
+    "NodeConfig", "NodeResourcesConfig", "Secret", "ServiceTls", "ShareMemConfig", "SimulatedGpu",
+    "TlsConfig", "environment", "gpu_indices", "load", "redact", "service_name", "variables",
 ]  # fmt: skip
 
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")

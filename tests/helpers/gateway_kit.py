@@ -68,6 +68,7 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
         self.returns: list[pb.ReturnWorkerReq] = []
         self.kills: list[pb.KillPodReq] = []
         self.refreshes = 0
+        self.watchers: list[asyncio.Queue[ixmeta_pb2.Obj]] = []
 
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
         self.connects.append(request)
@@ -100,6 +101,24 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
     async def KillPod(self, request: pb.KillPodReq, context: Any) -> pb.KillPodResp:
         self.kills.append(request)
         return pb.KillPodResp()
+
+    def show(self, pod: ixmeta_pb2.Obj) -> None:
+        """Put a pod into the view, and tell those who watch."""
+        self.pods = [*(each for each in self.pods if each.name != pod.name), pod]
+        for watcher in self.watchers:
+            watcher.put_nowait(pod)
+
+    async def Watch(
+        self, request: ixmeta_pb2.ListRequestMessage, context: Any
+    ) -> AsyncIterator[ixmeta_pb2.WEvent]:
+        news: asyncio.Queue[ixmeta_pb2.Obj] = asyncio.Queue()
+        self.watchers.append(news)
+        for pod in self.pods:
+            yield ixmeta_pb2.WEvent(event_type=ixmeta_pb2.ADDED, obj=pod)
+        done = ixmeta_pb2.Obj(kind=request.obj_type)
+        yield ixmeta_pb2.WEvent(event_type=ixmeta_pb2.INIT_DONE, obj=done)
+        while True:
+            yield ixmeta_pb2.WEvent(event_type=ixmeta_pb2.MODIFIED, obj=await news.get())
 
     async def List(
         self, request: ixmeta_pb2.ListRequestMessage, context: Any

@@ -6,6 +6,7 @@ The expectation does not use the table of rights; a route without an example fai
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -14,10 +15,12 @@ import pytest
 import pytest_asyncio
 
 from inferx._ext import Proxy
+from inferx.audit.sqlite import SqliteSink
 from inferx.auth.apikeys import Hasher
 from inferx.auth.authenticator import Authenticator
 from inferx.config import KeycloakConfig, Secret
 from inferx.gateway.access import Access, GuardedRoute
+from inferx.gateway.auditroutes import AuditRoutes
 from inferx.gateway.callers import Callers
 from inferx.gateway.functions import Functions
 from inferx.gateway.keys import KeyRoutes
@@ -51,6 +54,7 @@ HERE = {"reader", "user", "admin reader", "namespace admin", "tenant user", "ten
 ADMINS = {"namespace admin", "tenant admin", "platform admin"}
 FULL_HERE = {"user", "namespace admin", "tenant user", "tenant admin", "platform admin"}
 FULL = {name for name, key in CALLERS.items() if key and key[3] == "full"}
+READ_ADMINS = {"admin reader", "platform reader"}
 PLATFORM_READS = {"platform reader", "platform admin"}
 
 
@@ -115,6 +119,12 @@ EXAMPLES: list[Example] = [
     ("GET", "/podlog/{path:path}", "/podlog/a/n/f/1/x/", None, HERE),
     ("GET", "/v1/models", "/v1/models", None, EVERYBODY),
     ("GET", "/v1/models/{path:path}", "/v1/models/a/n/f", None, EVERYBODY),
+    ("GET", "/audit/{path:path}", "/audit/requests/a/n/", None, ADMINS | READ_ADMINS),
+    ("GET", "/audit/{path:path}", "/audit/changes/", None, PLATFORM_READS),
+    ("GET", "/podauditlog/{path:path}", "/podauditlog/a/n/f/", None, ADMINS | READ_ADMINS),
+    ("GET", "/faillogs/{path:path}", "/faillogs/a/n/", None, ADMINS | READ_ADMINS),
+    ("GET", "/SnapshotSchedule/{path:path}", "/SnapshotSchedule/a/n/f/", None,
+     ADMINS | READ_ADMINS),
     ("GET", "/metrics", "/metrics", None, PLATFORM_READS),
     ("GET", "/objects/{path:path}", "/objects/function/a/n/", None, HERE),
     ("GET", "/objects/{path:path}", "/objects/tenant/", None, READS),
@@ -138,11 +148,15 @@ def routes() -> list[GuardedRoute]:
     authenticator = Authenticator(Hasher(b"x" * 32), Secret())
     callers = Callers(proxy, authenticator, channel)
     access = Access(authenticator, lambda *_: None)
+    sink = SqliteSink(Path("/nonexistent/audit.db"))
+    link: Any = None
+    auditor: Any = None
     functions = Functions(proxy, channel)
     return [
-        *KeyRoutes(authenticator, callers, channel, access, KeycloakConfig()).routes(),
-        *ViewRoutes(functions, proxy.stats, channel, channel, access).routes(),
-        *ObjectRoutes(functions, channel, access).routes(),
+        *KeyRoutes(authenticator, callers, channel, access, KeycloakConfig(), auditor).routes(),
+        *AuditRoutes(sink, access).routes(),
+        *ViewRoutes(functions, proxy.stats, channel, link, access, auditor).routes(),
+        *ObjectRoutes(functions, channel, access, auditor).routes(),
     ]
 
 

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use crate::dispatch::{Function, Hub, Slot};
+use crate::limits::Permit;
 use crate::stats::Start;
 
 const TARGET_CHARS_MAX: usize = 300;
@@ -40,6 +41,12 @@ pub(crate) struct Account {
     pub method: Box<str>,
     /// Name of the caller, when callers are asked.
     pub principal: Option<Arc<str>>,
+    /// The call's place among those of a tenant that has limits.
+    pub permit: Option<Permit>,
+    /// Tokens that the answer says it took, when it is looked at.
+    pub tokens: u64,
+    /// Whether the answer is one of a model that may say what it took.
+    pub metered: bool,
     pub started: Instant,
     /// When the call got its slot for the first time.
     pub granted: Option<Instant>,
@@ -64,6 +71,9 @@ impl Account {
             request_id,
             method,
             principal: None,
+            permit: None,
+            tokens: 0,
+            metered: false,
             started: Instant::now(),
             granted: None,
             first_byte: None,
@@ -102,6 +112,9 @@ impl Account {
         if let Some(first_byte) = self.first_byte {
             stats.first_byte.observe(first_byte - self.started);
         }
+        if let Some(permit) = self.permit.take() {
+            permit.spend(self.tokens);
+        }
         let slot = self.slot.take();
         self.hub
             .outbox
@@ -123,7 +136,7 @@ impl Account {
         let float = |out: &mut Vec<u8>, value: f64| {
             let _ = rmp::encode::write_f64(out, value);
         };
-        let _ = rmp::encode::write_array_len(out, 14);
+        let _ = rmp::encode::write_array_len(out, 15);
         int(out, unix.as_millis() as u64);
         text(out, &self.request_id);
         text(out, &self.method);
@@ -138,6 +151,7 @@ impl Account {
         int(out, self.bytes_in);
         int(out, self.bytes_out);
         text(out, self.principal.as_deref().unwrap_or_default());
+        int(out, self.tokens);
     }
 }
 
@@ -156,7 +170,7 @@ pub(crate) fn refused(
     // What a stranger may write into the log is bounded.
     let target: String = target.chars().take(TARGET_CHARS_MAX).collect();
     hub.outbox.record(|out| {
-        let _ = rmp::encode::write_array_len(out, 14);
+        let _ = rmp::encode::write_array_len(out, 15);
         let _ = rmp::encode::write_uint(out, unix.as_millis() as u64);
         for text in [id, method, &target] {
             write_text(out, text);
@@ -172,6 +186,7 @@ pub(crate) fn refused(
             let _ = rmp::encode::write_uint(out, 0);
         }
         write_text(out, principal);
+        let _ = rmp::encode::write_uint(out, 0);
     });
 }
 

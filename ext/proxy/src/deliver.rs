@@ -14,6 +14,7 @@ use crate::headers::{self, Served, Told};
 use crate::plane::Core;
 use crate::pump::{Coding, Pump};
 use crate::upstream::{Line, Upstream};
+use crate::usage::Tail;
 
 /// What becomes of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +66,12 @@ pub(crate) async fn answer(
         Framer::UntilClose | Framer::Length(_) => (Coding::Raw, false),
     };
     let close = !keep_alive || !upload.is_complete() && !client.body.is_done();
+    let begun = client.begun;
+    let (coding, chunked) = begun.map_or((coding, chunked), |begun| (begun, false));
     let (text, idle) = match &mut whose {
         Whose::Call(account) => {
             let text = tell(&head, account, connect, chunked, close);
+            let text = if begun.is_some() { Vec::new() } else { text };
             (text, core.config.idle_timeout)
         }
         Whose::Control(id) => {
@@ -81,6 +85,12 @@ pub(crate) async fn answer(
         framer: head.framer,
         pump: Pump::new(text, coding, u64::MAX),
     };
+    if let Whose::Call(account) = &whose
+        && account.metered
+        && head.status == 200
+    {
+        download.pump.tail = Some(Tail::default());
+    }
     let reusable = head.keep_alive;
     drop(head);
     let at_hand = download
@@ -104,6 +114,8 @@ pub(crate) async fn answer(
     if let Whose::Call(mut account) = whose {
         account.bytes_in = upload.pump.bytes;
         account.bytes_out = pump.bytes;
+        let tokens = pump.tail.take().and_then(|tail| tail.total_tokens());
+        account.tokens = tokens.unwrap_or_default();
         account.close(match ended {
             Ended::Complete => Outcome::Complete,
             Ended::Gone => Outcome::ClientGone,

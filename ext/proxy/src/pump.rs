@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::framing::{Framer, Piece, Refusal};
 use crate::socket::{Socket, Wire, with_scratch};
+use crate::usage::Tail;
 
 /// How the body leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub(crate) struct Pump {
     limit: u64,
     /// Data bytes taken so far.
     pub bytes: u64,
+    /// The end of the body, when somebody wants to look at it.
+    pub tail: Option<Tail>,
     /// The last poll ended because the receiver takes nothing at the moment.
     pub blocked: bool,
 }
@@ -80,6 +83,7 @@ impl Pump {
             last_chunk: false,
             limit,
             bytes: 0,
+            tail: None,
             blocked: false,
         }
     }
@@ -220,7 +224,13 @@ impl Pump {
 
     fn count(&mut self, framer: &mut Framer, bytes: &[u8]) -> Result<usize, Fault> {
         let mut data = 0;
-        let used = framer.advance(bytes, |piece| data += piece.data().len() as u64);
+        let tail = &mut self.tail;
+        let used = framer.advance(bytes, |piece| {
+            data += piece.data().len() as u64;
+            if let Some(tail) = tail {
+                tail.push(piece.data());
+            }
+        });
         let used = used.map_err(Fault::Framing)?;
         self.bytes += data;
         if self.bytes > self.limit {
@@ -242,9 +252,13 @@ impl Pump {
         }
         let chunked = self.coding == Coding::Chunked;
         let (pending, last_chunk) = (&mut self.pending, &mut self.last_chunk);
+        let tail = &mut self.tail;
         let mut data = 0;
         let used = framer.advance(bytes, |piece| {
             data += piece.data().len() as u64;
+            if let Some(tail) = tail {
+                tail.push(piece.data());
+            }
             match piece {
                 Piece::Data(piece) if chunked => push_chunk(pending, piece),
                 Piece::Data(piece) => pending.extend_from_slice(piece),

@@ -10,7 +10,9 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::{Config, Definition, Event, NewWorker, Plane, Policy, Reject, Start, Verdict};
+use crate::{
+    Config, Definition, Event, NewWorker, Plane, Policy, Reject, Start, TenantLimits, Verdict,
+};
 
 /// Adds this crate's classes to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -59,6 +61,9 @@ fn read_config(
             "connections_max" => config.connections_max = value.extract()?,
             "parked_max" => config.parked_max = value.extract()?,
             "auth_key" => config.auth_key = value.extract()?,
+            "eject_failures" => config.eject_failures = value.extract()?,
+            "share_port" => config.share_port = value.extract()?,
+            "tls" => config.tls = value.extract()?,
             "threads" => config.threads = value.extract()?,
             "head_timeout_ms" => config.head_timeout = ms()?,
             "keep_alive_timeout_ms" => config.keep_alive_timeout = ms()?,
@@ -108,6 +113,11 @@ impl Proxy {
 
     fn drain(&self, py: Python<'_>, timeout_ms: u64) -> bool {
         py.detach(|| self.plane.drain(Duration::from_millis(timeout_ms)))
+    }
+
+    fn reload_certificate(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.plane.reload_certificate())
+            .map_err(os_error)
     }
 
     #[getter]
@@ -238,6 +248,22 @@ impl Proxy {
 
     fn revoke_verdicts(&self, tag: &str) -> usize {
         self.plane.revoke_verdicts(tag)
+    }
+
+    #[pyo3(signature = (tenant, *, request_rate=None, concurrency=None, tokens_per_minute=None))]
+    fn set_tenant_limits(
+        &self,
+        tenant: &str,
+        request_rate: Option<f64>,
+        concurrency: Option<u32>,
+        tokens_per_minute: Option<u64>,
+    ) {
+        let limits = TenantLimits {
+            request_rate,
+            concurrency,
+            tokens_per_minute,
+        };
+        self.plane.set_tenant_limits(tenant, limits);
     }
 
     fn set_synced(&self) {

@@ -19,6 +19,7 @@ use crate::framing::{Refusal, RequestHead};
 use crate::headers::{new_request_id, request_id};
 use crate::openai::{Found, ModelScan, splice};
 use crate::plane::Core;
+use crate::progress;
 use crate::reply::{ErrorShape, Frame, Reject, reject, text};
 use crate::route::{is_name, split_call};
 
@@ -61,6 +62,14 @@ pub(crate) async fn handle(
     let Failure::Reject(error) = failure else {
         return After::Cut;
     };
+    if client.begun.is_some() {
+        // Its status was sent long ago: the error is an event now.
+        return match progress::fail(client, &error, shape, &id).await {
+            true if keep_alive && client.skip_body() => After::KeepAlive,
+            true => After::Close,
+            false => After::Cut,
+        };
+    }
     // The rest of such an upload is not worth reading.
     let close = !keep_alive || matches!(error.status, 400 | 413) || !client.skip_body();
     let frame = Frame {
@@ -106,8 +115,8 @@ async fn respond(
     let (path, _) = head.path_and_query();
     match path {
         _ if path.starts_with("/funccall/") && path.len() > 10 => {
-            let call = path_call(core, client, head, id).await?;
-            call::serve(core, client, call, keep_alive).await
+            let call = path_call(core, client, head, id, keep_alive).await?;
+            call::serve(core, client, call).await
         }
         "/" | "/healthz" if head.is_read() => health(client, &head, id, "ok\n", keep_alive).await,
         "/readyz" if head.is_read() => {
@@ -145,6 +154,7 @@ async fn path_call(
     client: &mut Client,
     mut head: RequestHead,
     id: &str,
+    keep_alive: bool,
 ) -> Result<Call, Failure> {
     let caller = identify(core, client, &mut head, id).await?;
     let (path, query) = head.path_and_query();
@@ -159,11 +169,13 @@ async fn path_call(
         Some(query) => format!("{slash}{rest}?{query}"),
         None => [slash, rest].concat(),
     };
+    let account = open_account(core, function, id, &head, &caller, &target)?;
     Ok(Call {
         target,
-        account: open_account(core, function, id, &head, &caller),
+        account,
         body: Body::Unread,
         head,
+        keep_alive,
     })
 }
 
@@ -211,14 +223,16 @@ async fn json_call(
         let message = format!("the path to the worker: `{path}` is not visible ASCII");
         return Err(Reject::bad_request(message).into());
     }
+    let account = open_account(core, function, id, &head, &caller, &target)?;
     let call = Call {
         target,
         body: Body::Json(form.payload.get().as_bytes().to_vec()),
-        account: open_account(core, function, id, &head, &caller),
+        account,
         head,
+        keep_alive,
     };
     drop(body);
-    call::serve(core, client, call, keep_alive).await
+    call::serve(core, client, call).await
 }
 
 /// `POST /v1/...`: the function is named by the request's `model`.
@@ -256,10 +270,11 @@ async fn openai_call(
     let call = Call {
         target: head.target().to_owned(),
         body: Body::Begun(begun),
-        account: open_account(core, function, id, &head, &caller),
+        account: open_account(core, function, id, &head, &caller, head.target())?,
         head,
+        keep_alive,
     };
-    call::serve(core, client, call, keep_alive).await
+    call::serve(core, client, call).await
 }
 
 /// Reads until the model is known; what was read is returned with it.
@@ -365,8 +380,16 @@ fn open_account(
     id: &str,
     head: &RequestHead,
     caller: &Caller,
-) -> Account {
+    target: &str,
+) -> Result<Account, Reject> {
+    let permit = core.limits.admit(&function.key).inspect_err(|error| {
+        let principal = caller.principal().unwrap_or_default();
+        let (key, status) = (&function.key, error.status);
+        account::refused(&core.hub, id, head.method(), key, &principal, status);
+    })?;
     let mut account = Account::open(function, id.into(), head.method().into(), core.hub.clone());
     account.principal = caller.principal();
-    account
+    account.permit = permit;
+    account.metered = target.starts_with("/v1/");
+    Ok(account)
 }

@@ -30,6 +30,7 @@ COMMANDS = {
     "logout": ("inferx.cli.login:logout", "Forget the login."),
     "whoami": ("inferx.cli.login:whoami", "Show who the platform takes you for."),
     "key": ("inferx.cli.keys:key", "Make, list and revoke API keys."),
+    "audit": ("inferx.cli.audit:audit", "Show who did what, and when."),
     "snapshot": ("inferx.cli.snapshots:snapshot", "Check a node's snapshots."),
     "backup": ("inferx.cli.backups:backup", "Write all objects into a file."),
     "restore": ("inferx.cli.backups:restore", "Bring the objects of a backup back."),

@@ -14,6 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from inferx.domain.accessconfig import (
+    AuthConfig,
+    KeycloakConfig,
+    Secret,
+    ServiceTls,
+    read_auth,
+    read_keycloak,
+    read_service_tls,
+)
 from inferx.domain.addresses import address, addresses, redact, several
 from inferx.domain.meta import check_name
 from inferx.domain.noderuntime import POD_CIDR, container_socket, pod_cidr
@@ -21,8 +30,6 @@ from inferx.domain.reader import Fields
 from inferx.errors import BadRequest
 
 _T = TypeVar("_T")
-
-KEY_SECRET_CHARS_MIN = 32
 LISTENERS = ("rust", "granian")
 RUNTIMES = ("process", "runc", "containerd", "docker")
 
@@ -31,31 +38,6 @@ _RETIRED = (
     "tsotCniPort", "tsotSvcPort", "cidr", "tsotSocketPath", "tsotGwSocketPath", "runService",
     "billingdbAddr", "secretStoreAddr",
 )  # fmt: skip
-
-
-class Secret:
-    """A string that shows itself only to who asks for it by `reveal`."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str = "") -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The secret itself; never pass it to a log or an error."""
-        return self._value
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "Secret(***)" if self._value else "Secret()"
 
 
 @dataclass(frozen=True)
@@ -85,33 +67,6 @@ class TlsConfig:
     enable: bool = False
     cert: str = ""
     key: str = ""
-
-
-@dataclass(frozen=True)
-class KeycloakConfig:
-    """Identity provider: a Keycloak realm, or any OpenID provider by its `issuer`."""
-
-    url: str = ""
-    realm: str = ""
-    issuer: str = ""
-    client_id: str = "inferx"
-    audience: str = ""
-    allow_http: bool = False
-
-    @property
-    def issuer_url(self) -> str:
-        """Who has to have issued a token; "" when there is no provider."""
-        if self.issuer:
-            return self.issuer
-        return f"{self.url.rstrip('/')}/realms/{self.realm}" if self.url and self.realm else ""
-
-
-@dataclass(frozen=True)
-class AuthConfig:
-    """Whether callers are asked who they are; `key_secret` is what keys are hashed under."""
-
-    enable: bool = False
-    key_secret: Secret = field(default_factory=Secret)
 
 
 @dataclass(frozen=True)
@@ -172,6 +127,7 @@ class NodeConfig:
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     listener: str = "rust"
     runtime: str = "process"
+    container_network: str = ""  # of the Docker Engine, for workers; "" = its default bridge
     container_socket: Path | None = None  # of the Docker Engine; None = where it usually is
     snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
     pod_cidr: str = POD_CIDR  # containers' addresses; seen on this node only
@@ -181,6 +137,7 @@ class NodeConfig:
     blob: BlobConfig = field(default_factory=BlobConfig)
     keycloak: KeycloakConfig = field(default_factory=KeycloakConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    service_tls: ServiceTls = field(default_factory=ServiceTls)
     mount_roots: tuple[str, ...] = ()
     """Folders of the nodes that tenants may mount; who manages the platform may mount all."""
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -229,6 +186,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         runtime=fields.choice("runtime", RUNTIMES, "process"),
         snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
         pod_cidr=pod_cidr(fields),
+        container_network=fields.string("containerNetwork", ""),
         container_socket=container_socket(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),
@@ -238,8 +196,9 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
             type=fields.choice("blobStoreType", ("", "s3", "nfs"), ""),
             options=fields.mapping("blobStoreConfig"),
         ),
-        keycloak=_section(fields, "keycloakconfig", _read_keycloak, KeycloakConfig()),
-        auth=_read_auth(fields, host_ip),
+        keycloak=_section(fields, "keycloakconfig", read_keycloak, KeycloakConfig()),
+        auth=read_auth(fields, host_ip),
+        service_tls=_section(fields, "servicetls", read_service_tls, ServiceTls()),
         mount_roots=tuple(fields.strings("mountRoots")),
         tls=_section(fields, "tlsconfig", _read_tls, TlsConfig()),
         sharemem=_section(fields, "sharemem", _read_sharemem, ShareMemConfig()),
@@ -312,33 +271,6 @@ def _read_etcd(fields: Fields) -> EtcdConfig:
         password=Secret(fields.string("password", "")),
         prefix=fields.string("prefix", ""),
     )
-
-
-def _read_keycloak(fields: Fields) -> KeycloakConfig:
-    return KeycloakConfig(
-        url=fields.string("url", ""),
-        realm=fields.string("realm", ""),
-        issuer=fields.string("issuer", ""),
-        client_id=fields.string("clientId", "inferx"),
-        audience=fields.string("audience", ""),
-        allow_http=fields.boolean("allowHttp", False),
-    )
-
-
-def _read_auth(fields: Fields, host_ip: str) -> AuthConfig:
-    """Off by default on the loopback, and nowhere else."""
-    loopback = ipaddress.ip_address(host_ip).is_loopback
-    section = fields.child("auth")
-    enable = not loopback
-    if section is not None:
-        enable = section.boolean("enable", enable)
-        section.finish()
-    if not enable and not loopback:
-        fields.fail("auth.enable", f"may be false on the loopback only, not on {host_ip}")
-    secret = fields.string("keySecret_", "")
-    if secret and len(secret) < KEY_SECRET_CHARS_MIN:
-        fields.fail("keySecret_", f"must have at least {KEY_SECRET_CHARS_MIN} characters")
-    return AuthConfig(enable, Secret(secret))
 
 
 def _read_tls(fields: Fields) -> TlsConfig:

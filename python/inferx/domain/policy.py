@@ -70,6 +70,10 @@ class TenantLimit:
     max_gpu: int | None = None
     max_standby: int | None = None
     max_queue_len: int | None = None
+    max_request_rate: float | None = None
+    """Calls in a second, at each gateway."""
+    max_concurrency: int | None = None
+    max_tokens_per_minute: int | None = None
 
     def apply(self, policy: FuncPolicy) -> FuncPolicy:
         """`policy` cut down to what the tenant may use."""
@@ -175,6 +179,16 @@ def read_limit(fields: Fields | None) -> TenantLimit:
         max_gpu=fields.optional_integer("max_gpu"),
         max_standby=fields.optional_integer("max_standby"),
         max_queue_len=fields.optional_integer("max_queue_len"),
+        max_request_rate=_optional_rate(fields),
+        max_concurrency=fields.optional_integer("max_concurrency"),
+        max_tokens_per_minute=fields.optional_integer("max_tokens_per_minute"),
     )
     fields.finish()
     return limit
+
+
+def _optional_rate(fields: Fields) -> float | None:
+    if not fields.has("max_request_rate"):
+        fields.take("max_request_rate")
+        return None
+    return fields.number("max_request_rate", 0.0, unit="per second", low=0.001)

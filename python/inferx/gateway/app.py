@@ -18,18 +18,20 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from inferx._ext import Proxy
+from inferx.audit import open_audit
 from inferx.auth.apikeys import Hasher
 from inferx.auth.authenticator import Authenticator
 from inferx.auth.oidc import token_verifier
 from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
-from inferx.gateway import replies
+from inferx.gateway import certificates, replies
 from inferx.gateway.access import Access
+from inferx.gateway.auditing import Auditor
+from inferx.gateway.auditroutes import AuditRoutes
 from inferx.gateway.callers import Callers
 from inferx.gateway.dashboard import DashboardRoutes
 from inferx.gateway.door import AsgiDoor
@@ -62,8 +64,10 @@ class Gateway:
 
     def __init__(self, config: NodeConfig, control_socket: Path) -> None:
         self._identity = Identity(config.data_dir)
+        self.takes_over = self._identity.beside_another
         self.startup_error: Exception | None = None
         self.port: int | None = None
+        self._auditor: Auditor | None = None
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
@@ -76,6 +80,8 @@ class Gateway:
             control_socket,
             # Credentials are hashed under a number that only this process knows.
             auth_key=secrets.token_bytes(32) if config.auth.enable else None,
+            share_port=self.takes_over,
+            tls=(config.tls.cert, config.tls.key) if config.tls.enable else None,
         )
         control = Starlette(
             lifespan=self._lifespan,
@@ -102,23 +108,33 @@ class Gateway:
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
         workers = Workers(self._proxy, functions, link, self._identity)
-        callers = Callers(self._proxy, self._authenticator, state)
-        pump = Pump(self._proxy, partial(_dispatch, workers, callers), callers.used)
-        access = Access(self._authenticator if self._config.auth.enable else None, _log_refusal)
+        auditor = self._auditor = Auditor(open_audit(self._config), state, link)
+        callers = Callers(self._proxy, self._authenticator, state, auditor.logged_in)
+        pump = Pump(
+            self._proxy,
+            partial(_dispatch, workers, callers),
+            partial(_account, auditor, callers),
+        )
+        authenticator = self._authenticator if self._config.auth.enable else None
+        access = Access(authenticator, auditor.refused)
         app.router.routes[:] = [
             *DashboardRoutes().routes(),
-            *KeyRoutes(self._authenticator, callers, state, access, self._config.keycloak).routes(),
-            *ViewRoutes(functions, self._proxy.stats, state, link, access).routes(),
-            *ObjectRoutes(functions, state, access, self._config.mount_roots).routes(),
+            *KeyRoutes(
+                self._authenticator, callers, state, access, self._config.keycloak, auditor
+            ).routes(),
+            *AuditRoutes(auditor.audit.sink, access).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access, auditor).routes(),
+            *ObjectRoutes(functions, state, access, auditor, self._config.mount_roots).routes(),
         ]
         pump.start()
+        certificate = asyncio.create_task(certificates.follow(self._proxy, self._config.tls))
         registration = Registration(
             self._config,
             self._identity,
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.
-        feeders = (functions.start, callers.start, link.start, registration.done)
+        feeders = (functions.start, callers.start, link.start, auditor.start, registration.done)
         getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
@@ -128,11 +144,13 @@ class Gateway:
             await self.cut_calls(DRAIN_MS)
             if self._door is not None:
                 self._door.stop()
-            getting_ready.cancel()
-            await asyncio.gather(getting_ready, return_exceptions=True)
+            for task in (getting_ready, certificate):
+                task.cancel()
+            await asyncio.gather(getting_ready, certificate, return_exceptions=True)
             await pump.stop()
             await workers.stop()
             await registration.stop()
+            await auditor.stop()
             await link.stop()
             self._identity.release()
             await callers.stop()
@@ -156,6 +174,8 @@ class Gateway:
 
     def metrics(self) -> bytes:
         """The data plane's and this process's, in Prometheus text form."""
+        if self._auditor is not None:
+            self._auditor.meter.settle()
         return render(self._proxy.stats())
 
     def _not_ready(self, reason: str | None) -> None:
@@ -183,5 +203,8 @@ def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> Non
         workers.handle(event)
 
 
-def _log_refusal(request: Request, principal: str, action: str, error: InferxError) -> None:
-    _log.info("refused %s %s to %s: %s", request.method, action, principal, error.code)
+def _account(auditor: Auditor, callers: Callers, record: dict[str, Any]) -> None:
+    """One record of the data plane to those who keep accounts."""
+    auditor.called(record)
+    if record["outcome"] != "refused":
+        callers.used(record["principal"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -35,8 +36,13 @@ class Callers:
     """Follows the keys, judges credentials, and notes when keys were used."""
 
     def __init__(
-        self, proxy: Proxy, authenticator: Authenticator, channel: grpc.aio.Channel
+        self,
+        proxy: Proxy,
+        authenticator: Authenticator,
+        channel: grpc.aio.Channel,
+        on_login: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._on_login = on_login
         self._proxy = proxy
         self._authenticator = authenticator
         self._informer = Informer(channel, "apikey")
@@ -118,6 +124,7 @@ class Callers:
             grants=call_grants(principal),
             lifetime_ms=lifetime_ms,
         )
+        self._on_login(principal.name)
 
     def _refuse(self, digest: bytes, error: InferxError) -> None:
         self._proxy.refuse_verdict(

@@ -17,7 +17,7 @@ import grpc.aio
 from inferx._ext import Proxy
 from inferx.domain.codec import resolve_policy
 from inferx.domain.meta import PUBLIC, SYSTEM, Key, Object
-from inferx.domain.objects import FuncPolicy, FunctionSpec, Tenant
+from inferx.domain.objects import FuncPolicy, FunctionSpec, Tenant, TenantLimit
 from inferx.errors import InferxError
 from inferx.store.informer import DELETED, Informer
 
@@ -122,6 +122,8 @@ class Functions:
 
     def _on_change(self, kind: str, event: str, obj: Object[Any]) -> None:
         self._changed.set()
+        if kind == "tenant":
+            self._limit(obj.meta.name, TenantLimit() if event == DELETED else obj.spec.limit)
         if not self._live:
             return
         if kind == "function" and event == DELETED:
@@ -130,6 +132,14 @@ class Functions:
             return
         for function in list(self._affected(kind, obj)):
             self._push(function)
+
+    def _limit(self, tenant: str, limit: TenantLimit) -> None:
+        self._proxy.set_tenant_limits(
+            tenant,
+            request_rate=limit.max_request_rate,
+            concurrency=limit.max_concurrency,
+            tokens_per_minute=limit.max_tokens_per_minute,
+        )
 
     def _affected(self, kind: str, obj: Object[Any]) -> Iterator[Object[FunctionSpec]]:
         if kind == "function":

@@ -21,6 +21,7 @@ from inferx.domain.meta import SYSTEM, Object, check_name
 from inferx.domain.reader import Fields
 from inferx.errors import BadRequest, Forbidden, NotFound
 from inferx.gateway.access import Access, GuardedRoute, caller_of, everywhere
+from inferx.gateway.auditing import Auditor
 from inferx.gateway.backends import ask, write
 from inferx.gateway.callers import Callers
 from inferx.gateway.objects import STATE
@@ -41,7 +42,9 @@ class KeyRoutes:
         state: grpc.aio.Channel,
         access: Access,
         provider: KeycloakConfig,
+        auditor: Auditor,
     ) -> None:
+        self._auditor = auditor
         self._provider = provider
         self._authenticator = authenticator
         self._callers = callers
@@ -85,6 +88,7 @@ class KeyRoutes:
         message = ixmeta_pb2.CreateRequestMessage(obj=convert.to_proto(obj))
         await write(STATE, self._stub.Create, message)
         await self._callers.seen(obj.key, present=True)
+        self._auditor.changed(request, "create", _manifest(obj))
         headers = {"Cache-Control": "no-store"}
         return reply({**_shown(obj), "key": token}, 201, headers)
 
@@ -139,20 +143,21 @@ class KeyRoutes:
         if obj is None or not managed:
             raise NotFound(f"there is no key {wanted} that {caller.name} may revoke")
         ended = [wanted]
-        await self._delete(obj)
+        await self._delete(request, obj)
         for each in sorted(self._keys.descendants(wanted)):
             child = self._keys.get(each)
             if child is not None:
-                await self._delete(child)
+                await self._delete(request, child)
                 ended.append(each)
         return reply({"revoked": ended})
 
-    async def _delete(self, obj: Object[ApiKey]) -> None:
+    async def _delete(self, request: Request, obj: Object[ApiKey]) -> None:
         tenant, namespace, name = obj.key
         message = ixmeta_pb2.DeleteRequestMessage(
             obj_type="apikey", tenant=tenant, namespace=namespace, name=name
         )
         await ask(STATE, self._stub.Delete, message)
+        self._auditor.changed(request, "delete", _manifest(obj), _manifest(obj))
         await self._callers.seen(obj.key, present=False)
 
     async def login(self, request: Request) -> Response:
@@ -182,6 +187,13 @@ def _shown(obj: Object[ApiKey]) -> dict[str, Any]:
     raw = obj.spec.to_raw()
     spec = {name: value for name, value in raw["spec"].items() if name != "digest"}
     return {"id": obj.meta.name, "tenant": tenant, "namespace": namespace, **spec, **raw["status"]}
+
+
+def _manifest(obj: Object[ApiKey]) -> dict[str, Any]:
+    """The key as the audit has it: its hash is nobody's business."""
+    manifest = codec.dump_manifest(obj)
+    spec = {name: value for name, value in obj.raw["spec"].items() if name != "digest"}
+    return {**manifest, "object": {**obj.raw, "spec": spec}}
 
 
 def _place(obj: Object[ApiKey]) -> Place:

@@ -16,8 +16,10 @@ from inferx.auth import Place
 from inferx.domain.codec import dump_manifest, parse_manifest
 from inferx.domain.meta import SYSTEM, Key, Object
 from inferx.domain.objects import KINDS
-from inferx.errors import BadRequest, Forbidden
+from inferx.domain.redaction import HIDDEN, hidden_names, redacted, restored
+from inferx.errors import BadRequest, Forbidden, NotFound
 from inferx.gateway.access import Access, GuardedRoute, caller_of, place_of, visible
+from inferx.gateway.auditing import Auditor
 from inferx.gateway.backends import ask, write
 from inferx.gateway.functions import Functions
 from inferx.gateway.mounts import check_mounts
@@ -47,8 +49,10 @@ class ObjectRoutes:
         functions: Functions,
         state: grpc.aio.Channel,
         access: Access,
+        auditor: Auditor,
         mount_roots: Sequence[str] = (),
     ) -> None:
+        self._auditor = auditor
         self._mount_roots = mount_roots
         self._functions = functions
         self._access = access
@@ -69,25 +73,32 @@ class ObjectRoutes:
         """PUT: a new object."""
         obj, warnings = await _manifest(request)
         check_mounts(caller_of(request), obj, self._mount_roots)
+        _check_not_hidden(obj)
         message = ixmeta_pb2.CreateRequestMessage(obj=convert.to_proto(obj))
         answer, more = await write(STATE, self._stub.Create, message)
+        self._auditor.changed(request, "create", _at(obj, answer.revision))
         return await self._written(obj, answer.revision, warnings + more, 201)
 
     async def update(self, request: Request) -> Response:
         """POST: replaces an object that was last written at the envelope's `revision`, if given."""
         obj, warnings = await _manifest(request)
         check_mounts(caller_of(request), obj, self._mount_roots)
+        before = await self._stored(obj.kind, obj.key)
+        if hidden_names(dump_manifest(obj)):
+            obj, _ = parse_manifest(restored(dump_manifest(obj), before))
+        _check_not_hidden(obj)
         message = ixmeta_pb2.UpdateRequestMessage(
             expect_rev=obj.revision, obj=convert.to_proto(obj)
         )
         answer, more = await write(STATE, self._stub.Update, message)
+        self._auditor.changed(request, "update", _at(obj, answer.revision), before)
         return await self._written(obj, answer.revision, warnings + more, 200)
 
     async def _written(
         self, obj: Object[Any], revision: int, warnings: list[str], status: int
     ) -> Response:
         await self._functions.seen(obj.kind, obj.key, revision)
-        manifest = {**dump_manifest(obj), "revision": revision}
+        manifest = redacted(_at(obj, revision))
         if warnings:
             manifest["warnings"] = list(dict.fromkeys(warnings))
         return reply(manifest, status)
@@ -103,7 +114,18 @@ class ObjectRoutes:
             revision=number(request.query_params.get("revision", "0"), "revision"),
         )
         answer = await ask(STATE, self._stub.Get, message)
-        return reply(convert.manifest_of(answer.obj))
+        return reply(redacted(convert.manifest_of(answer.obj)))
+
+    async def _stored(self, kind: str, key: Key) -> dict[str, Any] | None:
+        """The object as it is now, for the difference and for what was read as ***."""
+        tenant, namespace, name = key
+        message = ixmeta_pb2.GetRequestMessage(
+            obj_type=kind, tenant=tenant, namespace=namespace, name=name
+        )
+        try:
+            return convert.manifest_of((await ask(STATE, self._stub.Get, message)).obj)
+        except NotFound:
+            return None
 
     async def delete(self, request: Request) -> Response:
         """DELETE: removes an object, if `?revision=` is given only at that revision."""
@@ -115,7 +137,10 @@ class ObjectRoutes:
             name=name,
             expect_rev=number(request.query_params.get("revision", "0"), "revision"),
         )
+        before = await self._stored(kind, (tenant, namespace, name))
         answer = await ask(STATE, self._stub.Delete, message)
+        if before is not None:
+            self._auditor.changed(request, "delete", before, before)
         await self._functions.seen(kind, (tenant, namespace, name), None)
         return reply({"revision": answer.revision})
 
@@ -132,7 +157,18 @@ class ObjectRoutes:
         answer = await ask(STATE, self._stub.List, message)
         caller = caller_of(request)
         shown = [obj for obj in answer.objs if visible(caller, obj.kind, _key(obj))]
-        return reply([convert.manifest_of(obj) for obj in shown])
+        return reply([redacted(convert.manifest_of(obj)) for obj in shown])
+
+
+def _at(obj: Object[Any], revision: int) -> dict[str, Any]:
+    return {**dump_manifest(obj), "revision": revision}
+
+
+def _check_not_hidden(obj: Object[Any]) -> None:
+    """A value that was read as *** must not become the value."""
+    hidden = hidden_names(dump_manifest(obj)) if obj.kind == "function" else []
+    if hidden:
+        raise BadRequest(f"object.spec.envs: {hidden[0]!r} is {HIDDEN}, and no value is stored")
 
 
 def _key(obj: ixmeta_pb2.Obj) -> Key:

@@ -18,7 +18,7 @@ RECORDS_EVERY_S = 0.25
 _PORTION = 500
 _FIELDS = (
     "unix_ms", "request_id", "method", "function", "status", "outcome", "pod", "start",
-    "wait_ms", "first_byte_ms", "total_ms", "bytes_in", "bytes_out", "principal",
+    "wait_ms", "first_byte_ms", "total_ms", "bytes_in", "bytes_out", "principal", "tokens",
 )  # fmt: skip
 _log = logging.getLogger("inferx.access")
 
@@ -28,9 +28,11 @@ Handler = Callable[[tuple[Any, ...]], None]
 class Pump:
     """Hands events to `handle` as they come and writes access records to the log."""
 
-    def __init__(self, proxy: Proxy, handle: Handler, on_caller: Callable[[str], None]) -> None:
+    def __init__(
+        self, proxy: Proxy, handle: Handler, on_record: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._proxy = proxy
-        self._on_caller = on_caller
+        self._on_record = on_record
         self._handle = handle
         self._records: asyncio.Task[None] | None = None
 
@@ -62,8 +64,7 @@ class Pump:
         unpacker.feed(self._proxy.take_records())
         for number, record in enumerate(unpacker, 1):
             found = dict(zip(_FIELDS, record, strict=True))
-            if found["outcome"] != "refused":
-                self._on_caller(found["principal"])
+            self._on_record(found)
             _write(found)
             if number % _PORTION == 0:
                 await asyncio.sleep(0)

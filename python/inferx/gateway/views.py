@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from inferx.auth import Place, allowed
+from inferx.domain import codec
 from inferx.domain.meta import SYSTEM, Object
 from inferx.domain.objects import Node, Pod
 from inferx.errors import InferxError, InvalidState, NotFound, Unavailable
@@ -23,6 +24,7 @@ from inferx.gateway.access import (
     everywhere,
     visible,
 )
+from inferx.gateway.auditing import Auditor
 from inferx.gateway.backends import ask
 from inferx.gateway.functions import Functions, model_id
 from inferx.gateway.leader import LeaderLink
@@ -46,7 +48,9 @@ class ViewRoutes:
         state: grpc.aio.Channel,
         link: LeaderLink,
         access: Access,
+        auditor: Auditor,
     ) -> None:
+        self._auditor = auditor
         self._functions = functions
         self._access = access
         self._stats = stats
@@ -138,6 +142,7 @@ class ViewRoutes:
             raise InvalidState(f"{pod.meta} is {spec.status.state} and cannot be ended now")
         if answer.status != pb.OK:
             raise InferxError(f"{pod.meta} could not be ended; see the scheduler's log")
+        self._auditor.changed(request, "delete", codec.dump_manifest(pod), codec.dump_manifest(pod))
         return reply({"pod": name, "status": "terminating"})
 
     # ---- nodes ----
@@ -224,6 +229,7 @@ class ViewRoutes:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
+        self._auditor.meter.settle()
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Response(render(self._stats()), media_type=kind)
 

@@ -29,6 +29,7 @@ from inferx.errors import (
     Unavailable,
     from_code,
 )
+from inferx.rpc import tls
 from inferx.rpc.server import (
     ERROR_METADATA,
     MESSAGE_BYTES_MAX,
@@ -63,23 +64,26 @@ def channel(addr: str | Sequence[str]) -> grpc.aio.Channel:
     """
     addrs = [addr] if isinstance(addr, str) else list(addr)
     addrs = [one.removeprefix("http://") for one in addrs]
-    return grpc.aio.insecure_channel(
-        addrs[0] if len(addrs) == 1 else f"ipv4:{','.join(addrs)}",
-        options=[
-            ("grpc.keepalive_time_ms", 2_000),
-            ("grpc.keepalive_timeout_ms", 1_500),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 3_000),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_metadata_size", METADATA_BYTES_MAX),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
+    target = addrs[0] if len(addrs) == 1 else f"ipv4:{','.join(addrs)}"
+    options: list[tuple[str, Any]] = [
+        ("grpc.keepalive_time_ms", 2_000),
+        ("grpc.keepalive_timeout_ms", 1_500),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 3_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    credentials = tls.channel_credentials()
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    options.append(("grpc.ssl_target_name_override", tls.SERVER_NAME))
+    return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 async def call(

@@ -19,6 +19,7 @@ from google.protobuf import descriptor_pool, message_factory
 
 from inferx import telemetry
 from inferx.errors import InferxError, NotSupported, Unavailable
+from inferx.rpc import rights, tls
 
 ERROR_METADATA = "inferx-error"
 WARNINGS_METADATA = "inferx-warnings"
@@ -67,6 +68,13 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return wrapped
 
 
+def _check_peer(method: str, request: Any, context: Any) -> None:
+    """With certificates in use, a method is served to whom it is meant for."""
+    if tls.in_use():
+        names = context.auth_context().get("x509_common_name", [])
+        rights.check(method, request, [name.decode() for name in names])
+
+
 def _request_id(context: Any) -> dict[str, str]:
     """The caller's request id, to be in every log line of this call."""
     for name, value in context.invocation_metadata() or ():
@@ -93,6 +101,7 @@ def _unary(handler: Any, method: str) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
         with telemetry.bind(**_request_id(context)):
             try:
+                _check_peer(method, request, context)
                 return await behaviour(request, context)
             except Exception as error:
                 typed = _typed(error, method)
@@ -114,6 +123,7 @@ def _stream(
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         messages = behaviour(request, context)
         try:
+            _check_peer(method, request, context)
             async for message in messages:
                 yield message
         except Exception as error:
@@ -194,7 +204,11 @@ async def serve(addr: str, registrations: Iterable[Registration]) -> Server:
     for register in registrations:
         register(server)
     try:
-        port = server.add_insecure_port(addr)
+        credentials = tls.server_credentials()
+        if credentials is None:
+            port = server.add_insecure_port(addr)
+        else:
+            port = server.add_secure_port(addr, credentials)
     except RuntimeError as error:
         raise Unavailable(f"cannot listen on {addr}: is it in use?") from error
     if port == 0:
