@@ -35,6 +35,7 @@ def started(engine: Engine, version: str, folder: Path, *more_files: str) -> Ite
         yield running
     finally:
         running.compose("down", "-v", "-t", "45")
+        running.client.close()
 
 
 @pytest.fixture(scope="module")
