@@ -71,9 +71,18 @@ SLOTS ?= 8,16
 bench-keepalive: ## what to keep warm, against the baselines; TRACE=FILE SLOTS=8,16
 	$(PY) bench/keepalive.py --trace $(TRACE) --slots $(SLOTS)
 
+.PHONY: bench-core
+bench-core: build ## lease and return, placement, rebuild of a large cluster, from Python
+	$(PY) bench/core.py
+
 .PHONY: bench-proxy
-bench-proxy: build ## the data plane beside nginx and the bare backend (needs nginx, wrk); ARGS=...
+bench-proxy: build ## the data plane beside nginx, haproxy and LLM gateways (needs nginx, wrk); ARGS=...
 	$(PY) bench/proxy.py $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: ## install the LLM gateways that bench-proxy compares with, in their own environment
+	$(PYTHON) -m venv .cache/bench-peers
+	.cache/bench-peers/bin/pip install -q --disable-pip-version-check -r bench/peers.txt
 
 .PHONY: image
 IMAGES ?= service

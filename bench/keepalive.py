@@ -83,13 +83,14 @@ def draw(rows: list[Row], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    scenarios = sorted({(row["bench"], row["pool"]) for row in rows if "pool" in row})
+    scenarios = sorted({(row["bench"], row["pool"]) for row in rows if "default" in row})
     figure, panels = plt.subplots(1, len(scenarios), figsize=(5.5 * len(scenarios), 4.5))
     for panel, (bench, pool) in zip(
         [panels] if len(scenarios) == 1 else panels, scenarios, strict=True
     ):
         runs = [row for row in rows if row["bench"] == bench and row.get("pool") == pool]
-        for policy, style in (("fixed", "o-"), ("inferx", "s-"), ("greedy-dual", "^")):
+        styles = {"fixed": "o-", "inferx": "s-", "greedy-dual": "^", "clairvoyant-pool": "v"}
+        for policy, style in styles.items():
             points = curve(runs, policy)
             held = [100 / busy for busy, _ in points]
             panel.plot(held, [wait for _, wait in points], style, label=policy, markersize=4)
@@ -117,16 +118,25 @@ def main() -> int:
     parser.add_argument("--pools", default="20,6", help="models in the host pool of genai-8")
     parser.add_argument("--parallel", type=int, default=1, help="calls that a worker runs at once")
     parser.add_argument("--days", help="FROM:TO, days of the trace counted from 0, TO excluded")
-    parser.add_argument("--plot", type=Path, help="PNG to write; needs matplotlib")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "target" / "bench",
+        help="folder for the rows (keepalive-TRACE.jsonl) and the plot beside them (.png)",
+    )
     args = parser.parse_args()
     rows: list[Row] = []
     for row in run(args):
         rows.append(row)
         print(json.dumps(row), flush=True)
-    for row in summaries(rows):
+    for row in list(summaries(rows)):
+        rows.append(row)
         print(json.dumps(row), flush=True)
-    if args.plot:
-        draw(rows, args.plot)
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept = args.out / f"keepalive-{args.trace.stem}.jsonl"
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw(rows, kept.with_suffix(".png"))
+    print(f"rows in {kept}, plot in {kept.with_suffix('.png')}", file=sys.stderr)
     return 0
 
 

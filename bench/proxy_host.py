@@ -1,73 +1,78 @@
-"""Serves the data plane alone, one function with one worker, until it is terminated.
+"""Serves the data plane alone, with workers added directly, until it is terminated.
 
-Called by `bench/proxy.py` as `proxy_host.py SOCKET WORKER_PORT [auth]`; prints its port when
-a call has passed. With `auth` every call needs the key `KEY_OF_ALL` of that file.
+Called by `bench/proxy.py` as `proxy_host.py SOCKET UNARY_PORT CHAT_PORT [auth]`; prints its port.
+`f` and `s` have a worker each; `g` has none until `add` is written to its input. `parked` prints
+how many calls wait for `g`. With `auth` every call needs the key `KEY_OF_ALL` of this file.
 """
 
+import json
+import selectors
 import sys
-import threading
-import time
-import urllib.request
 
 from inferx._ext import Proxy
 
-KEY = "public/bench/f"
-SLOTS = 256
-READY_S = 10.0
-
-
+SLOTS = 4096
+QUEUE = 20_000
+FOR_EVER_MS = 3_600_000
+DRAIN_EVERY_S = 0.1
 # Not a secret: this process knows no other, and only the loopback reaches it.
 KEY_OF_ALL = "ix_" + "5a" * 32
 
 
-def first_call(port: int) -> None:
-    url = f"http://127.0.0.1:{port}/funccall/{KEY}/"
-    headers = {"Authorization": f"Bearer {KEY_OF_ALL}"}
-    urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=READY_S).read()
+def create(proxy: Proxy, name: str) -> None:
+    proxy.upsert_function(
+        f"public/bench/{name}",
+        revision=1,
+        parallel=SLOTS,
+        queue_len=QUEUE,
+        queue_timeout_ms=600_000,
+        wait_ratio=1.0,
+        scalein_timeout_ms=FOR_EVER_MS,
+    )
+
+
+def add_worker(proxy: Proxy, name: str, lease_id: int, port: int, slots: int) -> None:
+    added = proxy.add_worker(
+        f"public/bench/{name}",
+        revision=1,
+        lease_id=lease_id,
+        pod_id="bench",
+        host="127.0.0.1",
+        port=port,
+        slots=slots,
+        start="warm",
+    )
+    if not added:
+        sys.exit(f"the worker of {name} was not taken")
 
 
 def main() -> None:
-    socket_path, worker_port = sys.argv[1], int(sys.argv[2])
-    auth_key = b"x" * 32 if "auth" in sys.argv[3:] else None
+    socket_path, unary, chat = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    auth_key = b"x" * 32 if "auth" in sys.argv[4:] else None
     proxy = Proxy("127.0.0.1", 0, socket_path, threads=1, auth_key=auth_key)
     port = proxy.start()
-    proxy.upsert_function(
-        KEY,
-        revision=1,
-        parallel=SLOTS,
-        queue_len=SLOTS,
-        queue_timeout_ms=10_000,
-        wait_ratio=1.0,
-        scalein_timeout_ms=3_600_000,
-    )
+    for name in ("f", "s", "g"):
+        create(proxy, name)
+    add_worker(proxy, "f", 1, unary, SLOTS)
+    add_worker(proxy, "s", 2, chat, SLOTS)
     proxy.set_synced()
-    caller = threading.Thread(target=first_call, args=(port,))
-    caller.start()
-    added, give_up = False, time.monotonic() + READY_S
-    while not added and time.monotonic() < give_up:
+    print(port, flush=True)
+    orders = selectors.DefaultSelector()
+    orders.register(sys.stdin, selectors.EVENT_READ)
+    while True:  # what the gateway's event loop does with records and events
+        for _ in orders.select(DRAIN_EVERY_S):
+            order = sys.stdin.readline().split()
+            if not order:
+                return
+            if order[0] == "add":
+                add_worker(proxy, "g", 3, int(order[1]), 64)
+            else:
+                parked = json.loads(proxy.stats())["functions"]["public/bench/g"]["parked"]
+                print(parked, flush=True)
+        proxy.take_records()
         for event in proxy.take_events():
             if event[0] == "need_verdict" and event[2] == KEY_OF_ALL:
-                proxy.set_verdict(event[1], "key:bench", "bench", ["public/bench"], 3_600_000)
-            if event[0] == "need_worker" and not added:
-                added = proxy.add_worker(
-                    KEY,
-                    revision=1,
-                    lease_id=1,
-                    pod_id="bench",
-                    host="127.0.0.1",
-                    port=worker_port,
-                    slots=SLOTS,
-                    start="warm",
-                )
-        time.sleep(0.005)
-    caller.join()
-    if not added:
-        sys.exit("the plane never asked for a worker")
-    print(port, flush=True)
-    while True:  # what the gateway's event loop does with records and events
-        time.sleep(0.1)
-        proxy.take_records()
-        proxy.take_events()
+                proxy.set_verdict(event[1], "key:bench", "bench", ["public/bench"], FOR_EVER_MS)
 
 
 if __name__ == "__main__":

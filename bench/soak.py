@@ -46,6 +46,13 @@ def load(platform: Platform, seconds: int, users: int) -> "subprocess.Popen[str]
     )
 
 
+def totals(output: str) -> tuple[int, int]:
+    """(calls, failed ones) in what locust printed."""
+    report = json.loads(output)
+    requests = sum(row["num_requests"] for row in report)
+    return requests, sum(row["num_failures"] for row in report)
+
+
 def deploy(platform: Platform) -> None:
     """The three functions, each with a worker that is ready."""
     platform.start_namespace()
@@ -102,9 +109,7 @@ def main() -> int:
             eventually(lambda: platform.client.get("/readyz").status_code == 200, what="ready")
         finally:
             platform.stop()
-    report = json.loads(output)
-    requests = sum(row["num_requests"] for row in report)
-    failed = sum(row["num_failures"] for row in report)
+    requests, failed = totals(output)
     print(json.dumps({"bench": "soak", "seconds": asked.seconds, "users": asked.users,
                       "requests": requests, "failed": failed}))  # fmt: skip
     faults = [fault for name in samples for fault in judge(name, samples[name])]

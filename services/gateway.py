@@ -82,7 +82,7 @@ def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Serve
             websockets=False,
             log_enabled=False,
         )
-    _require_free(listen_host(config), config.gateway_port)
+    _require_free(listen_host(config), config.gateway_port, gateway.takes_over)
     return Server(
         gateway.app,
         address=listen_host(config),
@@ -93,13 +93,16 @@ def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Serve
         backlog=BACKLOG,
         backpressure=CONNECTIONS_MAX,
         http1_settings=HTTP1Settings(header_read_timeout=HEAD_TIMEOUT_MS),
+        ssl_cert=Path(config.tls.cert) if config.tls.enable else None,
+        ssl_key=Path(config.tls.key) if config.tls.enable else None,
     )
 
 
-def _require_free(host: str, port: int) -> None:
-    """Granian ends with a panic of its own when the port is taken."""
+def _require_free(host: str, port: int, share: bool) -> None:
+    """Granian ends with a panic of its own when the port is taken; it would share any port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
         try:
             probe.bind((host, port))
         except OSError as error:

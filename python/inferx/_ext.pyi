@@ -364,6 +364,9 @@ class Proxy:
         idle_timeout_ms: int = 300000,
         control_idle_timeout_ms: int = 3600000,
         pool_idle_timeout_ms: int = 4000,
+        eject_failures: int = 10,
+        share_port: bool = False,
+        tls: tuple[str | PathLike[str], str | PathLike[str]] | None = None,
     ) -> Self:
         """A plane that does not listen yet.
 
@@ -371,7 +374,14 @@ class Proxy:
         socket `control_socket`. `threads` 0 means one per core. With `auth_key` (32 random bytes)
         callers of functions need a credential, which is asked about with `need_verdict` and
         hashed under the key. Raises ValueError for a host that is not an IP address.
+        A worker that fails `eject_failures` times in a row (5xx, no answer) is given up. With
+        `share_port` another plane may listen on the port already; anybody may join a plane later.
+        `tls` is a certificate chain and its key as PEM files: clients then speak TLS, with HTTP/2
+        or HTTP/1.1. Raises OSError naming the file that cannot be used.
         """
+
+    def reload_certificate(self) -> None:
+        """Read the certificate and key again; on an OSError those in use stay."""
 
     def start(self) -> int:
         """Bind and serve; returns the port. Raises OSError that names the address when taken."""
@@ -587,12 +597,17 @@ class SchedulerCore:
         idle_park_ms: int | None = None,
         lease_ttl_ms: int = 15000,
         takeover_ms: int = 3000,
+        placement: str = "inferx",
+        eviction: str = "worth",
     ) -> SchedulerCore:
         """An empty core. `pod_id_prefix`: hexadecimal, different for each scheduler process, at
         most 8 characters; pod ids have 12. An idle pod is parked `idle_park_ms` after its last
         lease came back, None = when the keep-alive policy says so; leases of a gateway silent for
         `lease_ttl_ms` end; pods found ready by this process wait `takeover_ms` for a gateway to
         announce them.
+
+        For comparison: `placement` may be Random, FirstFit, BestFit, DotProd, GpuClustering,
+        GpuPacking or FGD, `eviction` may be LRU. `ValueError` names one that is not known.
         """
 
     def lease(
@@ -666,7 +681,8 @@ class SchedulerCore:
         standby_mem_mib, gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory,
         expected_cold_ms, expected_resume_ms, min_replica, max_replica, standby_per_node, parallel,
         queue_len, queue_timeout_ms, wait_ratio_milli),
-        function_gone (its name), tenant (name, disabled, allow_standby, max_replica,
+        function_gone (its name), tenant (name, disabled, priority,
+        weight, allow_standby, max_replica,
         min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit), namespace
         (tenant, name, disabled), node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus
         as (index, type, vram_mib), context_overhead_mib, contexts_per_gpu_max), node_lost (name),

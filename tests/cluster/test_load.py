@@ -9,13 +9,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
+from bench import soak
+
 from .conftest import ROOT, Platform, eventually, function, start_platform
 
 SOAK_SECONDS = 45
+TAKEOVER_SECONDS = 25
 STREAMS, TOKENS, TOKEN_MS = 16, 60, 50
 
 
@@ -85,3 +89,23 @@ def test_a_gateway_that_is_terminated_finishes_what_it_took(platform: Platform) 
     eventually(lambda: platform.children()["gateway"] != gateway, 60.0, "a new gateway")
     eventually(lambda: platform.call("f", "pid").status_code == 200, 60.0, "it serves")
     assert "ended with exit code 0" in platform.output.read_text()
+
+
+@pytest.mark.xdist_group("load")
+def test_another_gateway_takes_over_under_load_and_no_call_fails(tmp_path: Path) -> None:
+    platform = start_platform(tmp_path / "inferx", "--gpus", "3x1000")
+    try:
+        soak.deploy(platform)
+        running = soak.load(platform, TAKEOVER_SECONDS, users=8)
+        gateway = platform.children()["gateway"]
+        eventually(lambda: platform.metric("inferx_calls_total") > 50, what="the load runs")
+        platform.process.send_signal(signal.SIGUSR1)
+        eventually(lambda: "has taken over" in platform.output.read_text(), 90.0, "a take-over")
+        assert platform.children()["gateway"] != gateway
+        assert running.poll() is None, "the load still runs"
+        output, errors = running.communicate(timeout=120)
+    finally:
+        assert platform.stop() == 0, platform.output.read_text()
+    requests, failed = soak.totals(output)
+    assert requests > 100
+    assert failed == 0, errors

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from inferx.up import processes
@@ -65,3 +68,33 @@ def test_an_applied_object_after_the_state_service_was_killed(platform: Platform
 
     eventually(applied, what="a function is created")
     eventually(lambda: platform.call("later", "pid").status_code == 200, what="it is called")
+
+
+def test_another_gateway_takes_over_under_load_and_no_call_fails(platform: Platform) -> None:
+    assert platform.call("kept", "pid").status_code == 200
+    stop = threading.Event()
+
+    def call_until_stopped() -> list[str]:
+        wrong = []
+        with httpx.Client(base_url=platform.client.base_url, timeout=60, trust_env=False) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.post("/funccall/public/test/kept/pid", json={})
+                    if answer.status_code != 200:
+                        wrong.append(answer.text)
+                except httpx.HTTPError as error:
+                    wrong.append(repr(error))
+        return wrong
+
+    replaced = platform.children()["gateway"]
+    with ThreadPoolExecutor(4) as threads:
+        callers = [threads.submit(call_until_stopped) for _ in range(4)]
+        os.kill(platform.process.pid, signal.SIGUSR1)
+        said = "the other gateway has taken over"
+        try:
+            eventually(lambda: said in platform.output.read_text(), 60.0, said)
+        finally:
+            stop.set()
+    assert [wrong for caller in callers for wrong in caller.result()] == []
+    assert platform.children()["gateway"] != replaced
+    assert platform.call("kept", "pid").status_code == 200

@@ -243,7 +243,8 @@ class Rig:
         self.control_path = tmp_path / "control.sock"
         self.door = door
         self._granian: GranianDoor | None = None
-        self.proxy = Proxy("127.0.0.1", 0, self.control_path, **{**LIMITS, **limits})
+        port = limits.pop("port", 0)
+        self.proxy = Proxy("127.0.0.1", port, self.control_path, **{**LIMITS, **limits})
         self.events: list[tuple[Any, ...]] = []
         self.port = 0
         self._handles = iter(range(1, 10_000))

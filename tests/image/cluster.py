@@ -54,8 +54,13 @@ def eventually(check: Callable[[], Any], seconds: float, what: str) -> Any:
 class Cluster:
     """`docker-compose up` of services/compose in a copy of that folder."""
 
-    def __init__(self, engine: Engine, folder: Path, images: dict[str, str]) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, images: dict[str, str], *more_files: str
+    ) -> None:
         self.engine, self._images = engine, images
+        self._files = [part for name in more_files for part in ("-f", name)]
+        if more_files:
+            self._files = ["-f", "docker-compose.yml", *self._files]
         self.folder = folder / "compose"
         shutil.copytree(ROOT / "services" / "compose", self.folder, ignore=lambda *_: ["secrets.d"])
         subprocess.run([str(self.folder / "secrets")], check=True)
@@ -66,7 +71,7 @@ class Cluster:
         self.compose("up", "-d")
 
     def compose(self, *arguments: str) -> str:
-        return self.engine.compose(self.folder, *arguments, **self._images)
+        return self.engine.compose(self.folder, *self._files, *arguments, **self._images)
 
     def name(self, service: str) -> str:
         return f"ix_{service}_1"

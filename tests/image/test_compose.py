@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,16 +19,15 @@ RECOVERY_SECONDS = 120.0
 LEAVING_SECONDS = 2.0  # what the manifests' preStop gives a load balancer, shortened
 
 
-@pytest.fixture(scope="module")
-def cluster(
-    engine: Engine, images: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+@contextmanager
+def started(engine: Engine, version: str, folder: Path, *more_files: str) -> Iterator[Cluster]:
     names = {
-        "INFERX_IMAGE": f"inferx/inferx-demo:{images}",
+        "INFERX_IMAGE": f"inferx/inferx-demo:{version}",
         "ETCD_IMAGE": ETCD,
         "POSTGRES_IMAGE": POSTGRES,
+        "DOCKER_SOCKET": str(engine.folder / "sock"),
     }
-    running = Cluster(engine, tmp_path_factory.mktemp("cluster"), names)
+    running = Cluster(engine, folder, names, *more_files)
     try:
         for gateway in GATEWAYS:
             eventually(lambda gateway=gateway: running.ready(gateway), 120, f"{gateway} is ready")
@@ -34,6 +35,31 @@ def cluster(
         yield running
     finally:
         running.compose("down", "-v", "-t", "45")
+        running.client.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    engine: Engine, images: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    with started(engine, images, tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+def test_workers_may_be_containers_of_their_own(
+    engine: Engine, images: str, tmp_path: Path
+) -> None:
+    """The docker runtime: calls, a crash of the worker's container, and nothing left at the end."""
+    with started(engine, images, tmp_path, "docker-compose.docker.yml") as running:
+        vectors = [running.embed(gateway) for gateway in GATEWAYS]
+        assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
+        workers = engine.docker("ps", "-q", "--filter", "label=inferx.pod").split()
+        assert len(workers) == 1
+        engine.docker("kill", workers[0])
+        eventually(
+            lambda: len(running.embed("gateway-1")) == 384, RECOVERY_SECONDS, "another worker"
+        )
+    assert engine.docker("ps", "-aq", "--filter", "label=inferx.pod") == ""
 
 
 def test_the_demo_is_served_through_both_gateways(cluster: Cluster) -> None:

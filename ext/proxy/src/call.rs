@@ -18,8 +18,10 @@ use crate::exchange::{self, Miss, Patience, Upload};
 use crate::framing::{Framer, Known, RequestHead};
 use crate::headers::{self, Outgoing, Sent};
 use crate::plane::Core;
+use crate::progress;
 use crate::pump::{Coding, Pump};
 use crate::reply::Reject;
+use crate::stats::Start;
 use crate::tunnel;
 use crate::upstream::{Line, Upstream};
 
@@ -41,6 +43,8 @@ pub(crate) struct Call {
     /// Path and query for the worker.
     pub target: String,
     pub body: Body,
+    /// The client's connection may bring another request afterwards.
+    pub keep_alive: bool,
     pub account: Account,
 }
 
@@ -62,7 +66,6 @@ pub(crate) async fn serve(
     core: &Core,
     client: &mut Client,
     mut call: Call,
-    keep_alive: bool,
 ) -> Result<After, Failure> {
     match attempt(core, client, &mut call).await {
         Ok(answered) if answered.head.status == 101 => {
@@ -70,7 +73,13 @@ pub(crate) async fn serve(
             Ok(Box::pin(tunnel::join(client, call.account, answered)).await)
         }
         Ok(answered) => {
-            let Call { head, account, .. } = call;
+            if client.begun.is_some()
+                && let Some(error) = progress::misfit(&answered.head)
+            {
+                return Err(call.refuse(error));
+            }
+            let (head, keep_alive) = (call.head, call.keep_alive);
+            let account = call.account;
             Ok(answer(
                 core,
                 client,
@@ -81,11 +90,7 @@ pub(crate) async fn serve(
             )
             .await)
         }
-        Err(Failure::Reject(error)) => {
-            call.account.status = error.status;
-            call.account.close(Outcome::Refused);
-            Err(error.into())
-        }
+        Err(Failure::Reject(error)) => Err(call.refuse(error)),
         Err(Failure::Gone) => Err(Failure::Gone),
     }
 }
@@ -120,6 +125,8 @@ async fn attempt(core: &Core, client: &mut Client, call: &mut Call) -> Result<An
                 "it changed the protocol unasked",
             ),
             Ok(head) => {
+                let failed = head.status >= 500 && head.status != 501;
+                core.judge(call, &worker, failed.then_some("a status of 5xx"));
                 return Ok(Answered {
                     head,
                     line,
@@ -131,6 +138,7 @@ async fn attempt(core: &Core, client: &mut Client, call: &mut Call) -> Result<An
             Err(Miss::Gone) => return Err(Failure::Gone),
             Err(Miss::Rejected(error)) => return Err(error.into()),
             Err(Miss::Late) => {
+                core.judge(call, &worker, Some("no answer in time"));
                 let message = format!("worker {} did not answer in time", worker.pod_id);
                 return Err(Reject::new(504, "worker_timeout", message).into());
             }
@@ -139,6 +147,9 @@ async fn attempt(core: &Core, client: &mut Client, call: &mut Call) -> Result<An
         // A worker that answered nothing on a fresh connection is given one more try, no more: the
         // request itself may be what ends it.
         let sent = upload.pump.has_written();
+        if !line.reused {
+            core.judge(call, &worker, Some("no answer"));
+        }
         let again = !sent || (repeatable && (line.reused || !written));
         written |= sent && !line.reused;
         if !again || attempt >= ATTEMPTS_MAX || !upload.rewind() || !core.withdraw_retry() {
@@ -168,26 +179,75 @@ async fn enter(
     let slot = match call.account.function.admit(again) {
         Admission::Slot(slot) => slot,
         Admission::Refused(error) => return Err(error.into()),
-        Admission::Wait(waiter) => park(client, waiter, deadline).await?,
+        Admission::Wait(waiter) => park(client, call, waiter, deadline).await?,
     };
-    call.account.granted.get_or_insert_with(Instant::now);
+    let granted = *call.account.granted.get_or_insert_with(Instant::now);
+    if slot.start != Start::Warm {
+        let stats = &call.account.function.stats;
+        stats.note_start(granted - call.account.started);
+    }
     let worker = slot.worker.clone();
     call.account.slot = Some(slot);
     Ok(worker)
 }
 
 /// Waits in line; the client may leave meanwhile.
-async fn park(client: &mut Client, mut waiter: Waiter, deadline: Instant) -> Result<Slot, Failure> {
+async fn park(
+    client: &mut Client,
+    call: &Call,
+    mut waiter: Waiter,
+    deadline: Instant,
+) -> Result<Slot, Failure> {
     client.wire.shrink();
+    if progress::is_wanted(&call.head) {
+        // Boxed, because it is rare and would make every parked call larger.
+        return Box::pin(park_aloud(client, call, waiter, deadline)).await;
+    }
+    wait(client, &mut waiter, deadline)
+        .await
+        .unwrap_or_else(|| Err(Failure::Reject(waiter.too_late())))
+}
+
+/// Waits in line and tells the client where it stands.
+async fn park_aloud(
+    client: &mut Client,
+    call: &Call,
+    mut waiter: Waiter,
+    deadline: Instant,
+) -> Result<Slot, Failure> {
+    let started = Instant::now();
+    let id = &call.account.request_id;
+    if client.begun.is_none() && !progress::begin(client, &call.head, id, !call.keep_alive).await {
+        return Err(Failure::Gone);
+    }
+    loop {
+        if !progress::comment(client, &waiter, started.elapsed()).await {
+            return Err(Failure::Gone);
+        }
+        let until = deadline.min(Instant::now() + progress::COMMENT_EVERY);
+        if let Some(slot) = wait(client, &mut waiter, until).await {
+            return slot;
+        }
+        if until == deadline {
+            return Err(Failure::Reject(waiter.too_late()));
+        }
+    }
+}
+
+/// Waits in line until a time; None when that has come.
+async fn wait(
+    client: &mut Client,
+    waiter: &mut Waiter,
+    until: Instant,
+) -> Option<Result<Slot, Failure>> {
     let slot = poll_fn(|cx| {
         if let Poll::Ready(slot) = waiter.poll(cx) {
-            return Poll::Ready(slot.map_err(Failure::Reject));
+            return Poll::Ready(Some(slot.map_err(Failure::Reject)));
         }
         if client.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(Failure::Gone));
+            return Poll::Ready(Some(Err(Failure::Gone)));
         }
-        let late = client.timer.poll(cx, deadline);
-        late.map(|()| Err(Failure::Reject(waiter.too_late())))
+        client.timer.poll(cx, until).map(|()| None)
     })
     .await;
     client.unwatch();
@@ -249,6 +309,13 @@ async fn begin(
 }
 
 impl Call {
+    /// Closes the account of a call that gets this error for an answer.
+    fn refuse(mut self, error: Reject) -> Failure {
+        self.account.status = error.status;
+        self.account.close(Outcome::Refused);
+        error.into()
+    }
+
     /// The protocol that the client asks to change to.
     pub(crate) fn upgrade(&self) -> Option<&[u8]> {
         let wanted = self.head.get(Known::Upgrade);
@@ -263,6 +330,11 @@ impl Core {
             self.stats.retries.fetch_add(1, Ordering::Relaxed);
         }
         granted
+    }
+
+    fn judge(&self, call: &Call, worker: &Worker, failure: Option<&str>) {
+        let function = &call.account.function;
+        function.judge(worker, failure, self.config.eject_failures);
     }
 
     pub(crate) fn patience(&self) -> Patience {

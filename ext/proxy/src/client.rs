@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::framing::{Framer, Refusal, RequestHead, head_end};
 use crate::listener::Stop;
+use crate::pump::Coding;
 use crate::socket::{Hangup, Socket, Timer, Wire, with_scratch};
 
 /// How long a refused client may take to read its answer.
@@ -37,6 +38,8 @@ pub(crate) struct Client {
     /// The client waits for a `100 Continue` before it sends the body.
     pub expects_continue: bool,
     pub timer: Timer,
+    /// How the rest of an answer leaves whose head was sent while the call still waited.
+    pub begun: Option<Coding>,
     head_bytes_max: usize,
     head_timeout: Duration,
     keep_alive_timeout: Duration,
@@ -53,6 +56,7 @@ impl Client {
             body: Framer::EMPTY,
             expects_continue: false,
             timer: Timer::default(),
+            begun: None,
             head_bytes_max: config.head_bytes_max,
             head_timeout: config.head_timeout,
             keep_alive_timeout: config.keep_alive_timeout,
@@ -117,6 +121,7 @@ impl Client {
 
     fn accept(&mut self, end: usize) -> Next {
         self.served = true;
+        self.begun = None;
         match RequestHead::parse(self.wire.take(end)) {
             Ok(head) => {
                 self.body = head.framer;

@@ -38,6 +38,12 @@ pub struct Config {
     pub pool_idle_timeout: Duration,
     /// Secret of this process under which credentials are hashed; None lets everybody in.
     pub auth_key: Option<[u8; 32]>,
+    /// Failures of a worker in a row, 5xx or worse, after which it is given up; 0 for never.
+    pub eject_failures: u32,
+    /// Another plane may listen on the same port, which this one takes over from or hands over to.
+    pub share_port: bool,
+    /// Certificate chain and key as PEM files; the listener speaks TLS when they are given.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// Threads of the data plane, 0 for one per core.
     pub threads: usize,
 }
@@ -60,6 +66,9 @@ impl Default for Config {
             control_idle_timeout: Duration::from_secs(3600),
             pool_idle_timeout: Duration::from_secs(4),
             auth_key: None,
+            eject_failures: 10,
+            share_port: false,
+            tls: None,
             threads: 0,
         }
     }

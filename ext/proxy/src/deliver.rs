@@ -66,9 +66,12 @@ pub(crate) async fn answer(
         Framer::UntilClose | Framer::Length(_) => (Coding::Raw, false),
     };
     let close = !keep_alive || !upload.is_complete() && !client.body.is_done();
+    let begun = client.begun;
+    let (coding, chunked) = begun.map_or((coding, chunked), |begun| (begun, false));
     let (text, idle) = match &mut whose {
         Whose::Call(account) => {
             let text = tell(&head, account, connect, chunked, close);
+            let text = if begun.is_some() { Vec::new() } else { text };
             (text, core.config.idle_timeout)
         }
         Whose::Control(id) => {

@@ -5,13 +5,13 @@ mod slot;
 mod workers;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-pub(crate) use self::slot::{Admission, Slot, Waiter};
+pub(crate) use self::slot::{Admission, Place, Slot, Waiter};
 use crate::definition::Definition;
 use crate::events::{Event, Outbox};
 use crate::reply::Reject;
@@ -35,6 +35,8 @@ pub(crate) struct Worker {
     pub start: Start,
     pub added: Instant,
     pub upstream: Arc<Upstream>,
+    /// Failures since it last did well.
+    pub failures: AtomicU32,
 }
 
 /// One function: its queue and its workers.
@@ -307,6 +309,17 @@ impl Function {
         self.settle(&mut state);
         self.hand_out(&mut state);
         self.ask(&mut state);
+    }
+
+    fn place(&self, ticket: u64) -> Place {
+        let state = self.lock();
+        let waiting = state.waiting.iter();
+        let ahead = waiting.take_while(|parked| parked.ticket != ticket);
+        Place {
+            position: ahead.count(),
+            workers: state.members.len(),
+            expected: self.stats.usual_start(),
+        }
     }
 
     fn leave(&self, ticket: u64) {

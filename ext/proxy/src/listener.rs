@@ -1,7 +1,7 @@
 //! The listening socket: accepts clients, serves each in its own task, and drains them in the end.
 //! Must never stop accepting because of one client, nor end a request when it is told to drain.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -11,38 +11,47 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::client::{Client, Next};
 use crate::deliver::After;
+use crate::http2;
 use crate::plane::Core;
 use crate::service;
 use crate::socket::Socket;
+use crate::tls::Tls;
 
 const BACKLOG: i32 = 4096;
 /// Large prompts arrive on fresh connections, whose window would otherwise grow only slowly.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// Opens the listening socket; the error names the address.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+/// Opens the listening socket; the error names the address. Any socket may be joined by a later
+/// one that shares the port; this one joins another only when `share` says so.
+pub(crate) fn bind(address: SocketAddr, share: bool) -> io::Result<std::net::TcpListener> {
     let explain = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
     };
-    let open = || {
-        let socket = RawSocket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+    let open = |share: bool| -> io::Result<RawSocket> {
+        let domain = Domain::for_address(address);
+        let socket = RawSocket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(share)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    let listen = || -> io::Result<std::net::TcpListener> {
+        if !share && address.port() != 0 {
+            // Fails when anybody listens there.
+            drop(open(false)?);
+        }
+        let socket = open(true)?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
-    open().map_err(explain)
+    listen().map_err(explain)
 }
 
 /// Accepts clients until told to stop.
@@ -60,16 +69,14 @@ pub(crate) async fn accept(
         };
         let (accepted, place) = tokio::select! {
             next = next => next,
-            () = told_to_stop(&mut stop) => return,
+            () = told_to_stop(&mut stop) => break,
         };
         match accepted {
             Ok((stream, _)) => {
                 let (core, stop) = (core.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    // Fails only for a socket that is closed already, as the first read finds.
-                    let _ = stream.set_nodelay(true);
-                    serve(core, Socket::Tcp(stream), stop).await;
+                    admit(core, stream, stop).await;
                 });
             }
             Err(error) if is_of_one_client(&error) => {}
@@ -77,6 +84,19 @@ pub(crate) async fn accept(
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
+    // Who connected before the port is given up is still served: closing would reset them.
+    while let Some(Ok((stream, _))) = accept_waiting(&listener).await {
+        tokio::spawn(admit(core.clone(), stream, stop.clone()));
+    }
+}
+
+/// A client that waits to be accepted, if there is one now.
+async fn accept_waiting(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    poll_fn(|cx| match listener.poll_accept(cx) {
+        Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 fn is_of_one_client(error: &io::Error) -> bool {
@@ -105,6 +125,11 @@ impl Stop {
         Self { flag, told: None }
     }
 
+    /// The same for another connection.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.flag.clone())
+    }
+
     fn is_set(&self) -> bool {
         *self.flag.borrow()
     }
@@ -121,12 +146,44 @@ impl Stop {
     }
 }
 
+/// Serves one client that was accepted.
+async fn admit(core: Arc<Core>, stream: TcpStream, stop: watch::Receiver<bool>) {
+    // Fails only for a socket that is closed already, which the first read finds out as well.
+    let _ = stream.set_nodelay(true);
+    if core.tls.is_some() {
+        // Boxed, because a plain connection should not bear the size of it.
+        Box::pin(greet(core, stream, stop)).await;
+    } else {
+        serve(core, Socket::Tcp(stream), stop).await;
+    }
+}
+
 /// Serves one connection until it ends.
 pub(crate) async fn serve(core: Arc<Core>, socket: Socket, stop: watch::Receiver<bool>) {
     core.stats.connections.fetch_add(1, Ordering::Relaxed);
     core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
     converse(&core, socket, Stop::new(stop)).await;
     core.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Agrees on TLS and the protocol, and serves the connection.
+async fn greet(core: Arc<Core>, stream: TcpStream, stop: watch::Receiver<bool>) {
+    let Some(acceptor) = core.tls.as_ref().map(Tls::acceptor) else {
+        return;
+    };
+    let greeting = tokio::time::timeout(core.config.head_timeout, acceptor.accept(stream));
+    // A client that speaks something else, or nothing, is not owed an answer.
+    let Ok(Ok(stream)) = greeting.await else {
+        return;
+    };
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        core.stats.connections.fetch_add(1, Ordering::Relaxed);
+        core.stats.connections_open.fetch_add(1, Ordering::Relaxed);
+        http2::serve(core.clone(), stream, Stop::new(stop)).await;
+        core.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
+    } else {
+        serve(core, Socket::Tls(Box::new(stream)), stop).await;
+    }
 }
 
 /// Serves the requests of one connection, one after the other.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use crate::listener;
 use crate::reply::Reject;
 use crate::route::Routes;
 use crate::stats::{BOUNDS_MS, PlaneStats, Start};
+use crate::tls::Tls;
 use crate::upstream::{Address, Upstream};
 
 /// What every request needs.
@@ -35,6 +36,7 @@ pub(crate) struct Core {
     pub auth: AuthTable,
     pub limits: Limits,
     pub control: Arc<Upstream>,
+    pub tls: Option<Tls>,
     pub budget: RetryBudget,
     pub stats: PlaneStats,
     synced: AtomicBool,
@@ -99,7 +101,7 @@ impl Plane {
     /// A plane that does not listen yet.
     ///
     /// # Errors
-    /// When the system has no descriptor left.
+    /// When the certificate cannot be used, or the system has no descriptor left.
     pub fn new(config: Config) -> io::Result<Self> {
         let hub = Arc::new(Hub {
             outbox: Outbox::new()?,
@@ -108,9 +110,12 @@ impl Plane {
         });
         let address = Address::Unix(config.control_socket.clone());
         let control = Arc::new(Upstream::new(address, config.pool_idle_timeout));
+        let tls = config.tls.clone();
+        let tls = tls.map(|(cert, key)| Tls::load(cert, key)).transpose()?;
         let auth = AuthTable::new(config.auth_key);
         let core = Arc::new(Core {
             auth,
+            tls,
             limits: Limits::default(),
             config,
             hub,
@@ -137,7 +142,8 @@ impl Plane {
         if running.is_some() {
             return Err(io::Error::other("the data plane runs already"));
         }
-        let socket = listener::bind(self.core.config.listen)?;
+        let config = &self.core.config;
+        let socket = listener::bind(config.listen, config.share_port)?;
         let address = socket.local_addr()?;
         let runtime = self.build_runtime()?;
         let (stop, stopped) = watch::channel(false);
@@ -220,6 +226,14 @@ impl Plane {
         drained
     }
 
+    /// Reads the certificate and its key again; on an error those in use stay.
+    ///
+    /// # Errors
+    /// When a file cannot be used; the message names it.
+    pub fn reload_certificate(&self) -> io::Result<()> {
+        self.core.tls.as_ref().map_or(Ok(()), Tls::reload)
+    }
+
     /// Creates a function or replaces its definition; `key` is `tenant/namespace/function`.
     pub fn upsert_function(&self, key: &str, definition: Definition) {
         self.core.routes.upsert(key, definition, &self.core.hub);
@@ -244,6 +258,7 @@ impl Plane {
             slots: worker.slots.max(1),
             start: worker.start,
             added: Instant::now(),
+            failures: AtomicU32::new(0),
             upstream,
         });
         self.leases().insert(lease_id, Arc::downgrade(&function));

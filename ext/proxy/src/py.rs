@@ -61,6 +61,9 @@ fn read_config(
             "connections_max" => config.connections_max = value.extract()?,
             "parked_max" => config.parked_max = value.extract()?,
             "auth_key" => config.auth_key = value.extract()?,
+            "eject_failures" => config.eject_failures = value.extract()?,
+            "share_port" => config.share_port = value.extract()?,
+            "tls" => config.tls = value.extract()?,
             "threads" => config.threads = value.extract()?,
             "head_timeout_ms" => config.head_timeout = ms()?,
             "keep_alive_timeout_ms" => config.keep_alive_timeout = ms()?,
@@ -110,6 +113,11 @@ impl Proxy {
 
     fn drain(&self, py: Python<'_>, timeout_ms: u64) -> bool {
         py.detach(|| self.plane.drain(Duration::from_millis(timeout_ms)))
+    }
+
+    fn reload_certificate(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.plane.reload_certificate())
+            .map_err(os_error)
     }
 
     #[getter]

@@ -109,14 +109,12 @@ pub(crate) struct Frame<'a> {
 /// Renders an error; the request id is in the body and in the header.
 pub(crate) fn reject(error: &Reject, shape: ErrorShape, frame: Frame<'_>) -> Vec<u8> {
     let body = error_body(error, shape, frame.request_id);
-    let retry_after_s = error.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
-    render(
-        error.status,
-        "application/json",
-        &body,
-        retry_after_s,
-        frame,
-    )
+    let retry_after = error.retry_after_ms.map(|ms| {
+        let seconds = ms.div_ceil(1000).max(1);
+        format!("retry-after: {seconds}\r\n")
+    });
+    let more = retry_after.unwrap_or_default();
+    render(error.status, "application/json", &body, &more, frame)
 }
 
 /// The JSON that tells an error.
@@ -157,22 +155,13 @@ fn openai_kind(status: u16) -> &'static str {
 
 /// A short text answer such as that of the health routes.
 pub(crate) fn text(body: &str, frame: Frame<'_>) -> Vec<u8> {
-    render(
-        200,
-        "text/plain; charset=utf-8",
-        body.as_bytes(),
-        None,
-        frame,
-    )
+    // Two gateways may share a port: whose answer it is must be told.
+    let whose = format!("x-inferx-process: {}\r\n", std::process::id());
+    let kind = "text/plain; charset=utf-8";
+    render(200, kind, body.as_bytes(), &whose, frame)
 }
 
-fn render(
-    status: u16,
-    kind: &str,
-    body: &[u8],
-    retry_after_s: Option<u64>,
-    frame: Frame<'_>,
-) -> Vec<u8> {
+fn render(status: u16, kind: &str, body: &[u8], more_fields: &str, frame: Frame<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(256 + body.len());
     push_status(&mut out, status);
     let reason = StatusCode::from_u16(status).ok();
@@ -181,9 +170,7 @@ fn render(
     push_field(&mut out, b"content-type: ", kind.as_bytes());
     push(&mut out, format_args!("content-length: {}\r\n", body.len()));
     push_field(&mut out, b"x-request-id: ", frame.request_id.as_bytes());
-    if let Some(seconds) = retry_after_s {
-        push(&mut out, format_args!("retry-after: {seconds}\r\n"));
-    }
+    out.extend_from_slice(more_fields.as_bytes());
     push_date(&mut out);
     if frame.close {
         push_field(&mut out, b"connection: ", b"close");

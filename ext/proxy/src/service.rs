@@ -19,6 +19,7 @@ use crate::framing::{Refusal, RequestHead};
 use crate::headers::{new_request_id, request_id};
 use crate::openai::{Found, ModelScan, splice};
 use crate::plane::Core;
+use crate::progress;
 use crate::reply::{ErrorShape, Frame, Reject, reject, text};
 use crate::route::{is_name, split_call};
 
@@ -61,6 +62,14 @@ pub(crate) async fn handle(
     let Failure::Reject(error) = failure else {
         return After::Cut;
     };
+    if client.begun.is_some() {
+        // Its status was sent long ago: the error is an event now.
+        return match progress::fail(client, &error, shape, &id).await {
+            true if keep_alive && client.skip_body() => After::KeepAlive,
+            true => After::Close,
+            false => After::Cut,
+        };
+    }
     // The rest of such an upload is not worth reading.
     let close = !keep_alive || matches!(error.status, 400 | 413) || !client.skip_body();
     let frame = Frame {
@@ -106,8 +115,8 @@ async fn respond(
     let (path, _) = head.path_and_query();
     match path {
         _ if path.starts_with("/funccall/") && path.len() > 10 => {
-            let call = path_call(core, client, head, id).await?;
-            call::serve(core, client, call, keep_alive).await
+            let call = path_call(core, client, head, id, keep_alive).await?;
+            call::serve(core, client, call).await
         }
         "/" | "/healthz" if head.is_read() => health(client, &head, id, "ok\n", keep_alive).await,
         "/readyz" if head.is_read() => {
@@ -145,6 +154,7 @@ async fn path_call(
     client: &mut Client,
     mut head: RequestHead,
     id: &str,
+    keep_alive: bool,
 ) -> Result<Call, Failure> {
     let caller = identify(core, client, &mut head, id).await?;
     let (path, query) = head.path_and_query();
@@ -165,6 +175,7 @@ async fn path_call(
         account,
         body: Body::Unread,
         head,
+        keep_alive,
     })
 }
 
@@ -218,9 +229,10 @@ async fn json_call(
         body: Body::Json(form.payload.get().as_bytes().to_vec()),
         account,
         head,
+        keep_alive,
     };
     drop(body);
-    call::serve(core, client, call, keep_alive).await
+    call::serve(core, client, call).await
 }
 
 /// `POST /v1/...`: the function is named by the request's `model`.
@@ -260,8 +272,9 @@ async fn openai_call(
         body: Body::Begun(begun),
         account: open_account(core, function, id, &head, &caller, head.target())?,
         head,
+        keep_alive,
     };
-    call::serve(core, client, call, keep_alive).await
+    call::serve(core, client, call).await
 }
 
 /// Reads until the model is known; what was read is returned with it.

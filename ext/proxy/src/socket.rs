@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_rustls::server::TlsStream;
 
 /// Bytes that one read takes at most.
 pub(crate) const SCRATCH_BYTES: usize = 64 << 10;
@@ -32,6 +33,7 @@ pub(crate) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
 pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 macro_rules! on_each {
@@ -39,6 +41,7 @@ macro_rules! on_each {
         match $socket {
             Socket::Tcp($stream) => $call,
             Socket::Unix($stream) => $call,
+            Socket::Tls($stream) => $call,
         }
     };
 }
@@ -76,6 +79,7 @@ impl Socket {
         let copy = match self {
             Self::Tcp(stream) => stream.as_fd().try_clone_to_owned()?,
             Self::Unix(stream) => stream.as_fd().try_clone_to_owned()?,
+            Self::Tls(stream) => stream.get_ref().0.as_fd().try_clone_to_owned()?,
         };
         let copy = TcpStream::from_std(copy.into())?;
         Ok(Box::pin(hung_up(copy)))

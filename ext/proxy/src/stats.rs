@@ -77,6 +77,7 @@ impl Histogram {
 pub(crate) struct FunctionStats {
     statuses: [AtomicU64; 600],
     starts: [AtomicU64; 4],
+    start_ms: AtomicU64,
     pub client_gone: AtomicU64,
     pub broken: AtomicU64,
     pub wait: Histogram,
@@ -88,6 +89,7 @@ impl Default for FunctionStats {
         Self {
             statuses: [const { AtomicU64::new(0) }; 600],
             starts: [const { AtomicU64::new(0) }; 4],
+            start_ms: AtomicU64::new(0),
             client_gone: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             wait: Histogram::default(),
@@ -106,6 +108,27 @@ impl FunctionStats {
     /// Counts one worker that came under the given start.
     pub(crate) fn count_start(&self, start: Start) {
         self.starts[start as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes how long a call waited for a worker that had to be started.
+    pub(crate) fn note_start(&self, waited: Duration) {
+        let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX).max(1);
+        let before = self.start_ms.load(Ordering::Relaxed);
+        // Weighted towards the latest; that two calls at once may lose one of them does not matter.
+        let mean = if before == 0 {
+            ms
+        } else {
+            (3 * before + ms) / 4
+        };
+        self.start_ms.store(mean, Ordering::Relaxed);
+    }
+
+    /// How long such calls usually wait; None when there was none.
+    pub(crate) fn usual_start(&self) -> Option<Duration> {
+        match self.start_ms.load(Ordering::Relaxed) {
+            0 => None,
+            ms => Some(Duration::from_millis(ms)),
+        }
     }
 
     pub(crate) fn snapshot(&self, gauges: Gauges) -> FunctionSnapshot {

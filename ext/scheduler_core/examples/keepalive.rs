@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::{env, fs};
 
 use scheduler_core::keepalive::{Adaptive, FixedKeepAlive, Goal, GreedyDual, Lru, Policy};
-use scheduler_core::sim::{NodeConfig, Summary, Trace, optimum_misses, policy_misses, simulate};
+use scheduler_core::sim::{ClairvoyantPool, NodeConfig, Summary, Trace};
+use scheduler_core::sim::{optimum_misses, policy_misses, simulate};
 
 const USAGE: &str = "usage: keepalive --trace FILE.csv [--slots 8,16] [--pools 20,6] \
                      [--parallel 1] [--days FROM:TO]";
@@ -100,6 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             ..NodeConfig::genai8(*pool)
         };
         scenario(&mut out, &options, "genai8", &config)?;
+        clairvoyant_pool(&mut out, &options, &config)?;
     }
     Ok(())
 }
@@ -181,6 +183,21 @@ fn scenario(
         config,
         &run,
     )
+}
+
+/// The default setting with a pool that is paged as if the future were known: what no policy that
+/// reads on demand can beat.
+fn clairvoyant_pool(
+    out: &mut impl Write,
+    options: &Options,
+    config: &NodeConfig,
+) -> io::Result<()> {
+    let share = Adaptive::DEFAULT_BUSY_SHARE;
+    let inner = Adaptive::new(Goal::BusyShare(share), config.host_start_ms);
+    let mut policy = ClairvoyantPool::new(&options.trace, inner);
+    let run = simulate(config, &options.trace, &mut policy).summary;
+    let names = ("genai8", options.name.as_str(), "clairvoyant-pool");
+    row(out, names, (share, false), config, &run)
 }
 
 fn row(

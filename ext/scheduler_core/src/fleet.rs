@@ -34,9 +34,16 @@ struct Indexed {
 
 impl Default for Fleet {
     fn default() -> Fleet {
+        Fleet::new(place::Policy::default())
+    }
+}
+
+impl Fleet {
+    /// No nodes yet; `policy` will choose among them.
+    pub fn new(policy: place::Policy) -> Fleet {
         Fleet {
             nodes: BTreeMap::new(),
-            placer: place::Placer::new(place::Policy::default()),
+            placer: place::Placer::new(policy),
             indexed: BTreeMap::new(),
             numbers: BTreeMap::new(),
             noted: BTreeSet::new(),

@@ -1,13 +1,13 @@
 //! Leases: which gateway holds how many slots of which pod, under ids that are never valid twice.
 //! It must never decide who gets a slot; it only keeps the record straight.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::core::model::{FuncId, PodIx};
 use crate::keepalive::TenantIx;
 
 /// Id of a lease: cell number in the low 32 bits, generation above it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u64);
 
 impl LeaseId {
@@ -34,6 +34,13 @@ struct Cell {
     lease: Option<Lease>,
 }
 
+/// What one gateway holds; kept while the gateway is known, so that a lease costs no allocation.
+#[derive(Debug, Default)]
+struct Held {
+    leases: HashSet<LeaseId>,
+    requests: HashMap<String, LeaseId>,
+}
+
 /// All live leases. A cell is reused with a higher generation, so a late or double give-back is
 /// recognised; the first generation differs between scheduler processes for the same reason.
 #[derive(Debug)]
@@ -43,9 +50,8 @@ pub struct Leases {
     free: Vec<u32>,
     /// Ids of a former scheduler process under which gateways still know their leases.
     announced: BTreeMap<u64, LeaseId>,
-    by_request: BTreeMap<(i64, String), LeaseId>,
-    by_gateway: BTreeMap<i64, BTreeSet<LeaseId>>,
-    by_pod: BTreeMap<PodIx, BTreeSet<LeaseId>>,
+    by_gateway: BTreeMap<i64, Held>,
+    by_pod: BTreeMap<PodIx, Vec<LeaseId>>,
     live: usize,
 }
 
@@ -63,7 +69,6 @@ impl Leases {
             cells: Vec::new(),
             free: Vec::new(),
             announced: BTreeMap::new(),
-            by_request: BTreeMap::new(),
             by_gateway: BTreeMap::new(),
             by_pod: BTreeMap::new(),
             live: 0,
@@ -85,12 +90,12 @@ impl Leases {
         let slot = &mut self.cells[cell as usize];
         slot.generation = (slot.generation + 1) & ((1 << GENERATION_BITS) - 1);
         let id = LeaseId((u64::from(slot.generation) << 32) | u64::from(cell));
+        let held = self.by_gateway.entry(lease.gateway).or_default();
+        held.leases.insert(id);
         if !lease.request_id.is_empty() {
-            self.by_request
-                .insert((lease.gateway, lease.request_id.clone()), id);
+            held.requests.insert(lease.request_id.clone(), id);
         }
-        self.by_gateway.entry(lease.gateway).or_default().insert(id);
-        self.by_pod.entry(lease.pod).or_default().insert(id);
+        self.by_pod.entry(lease.pod).or_default().push(id);
         slot.lease = Some(lease);
         self.live += 1;
         id
@@ -128,10 +133,13 @@ impl Leases {
         if !self.announced.is_empty() {
             self.announced.retain(|_, known| *known != id);
         }
-        self.by_request
-            .remove(&(lease.gateway, lease.request_id.clone()));
-        remove_from(&mut self.by_gateway, &lease.gateway, id);
-        remove_from(&mut self.by_pod, &lease.pod, id);
+        if let Some(held) = self.by_gateway.get_mut(&lease.gateway) {
+            held.leases.remove(&id);
+            held.requests.remove(&lease.request_id);
+        }
+        if let Some(leases) = self.by_pod.get_mut(&lease.pod) {
+            leases.retain(|other| *other != id);
+        }
         Some(lease)
     }
 
@@ -140,29 +148,37 @@ impl Leases {
         if request_id.is_empty() {
             return None;
         }
-        self.by_request
-            .get(&(gateway, request_id.to_owned()))
-            .copied()
+        let held = self.by_gateway.get(&gateway)?;
+        held.requests.get(request_id).copied()
     }
 
     /// All leases of a gateway.
     pub fn of_gateway(&self, gateway: i64) -> Vec<LeaseId> {
-        self.by_gateway
+        let held = self.by_gateway.get(&gateway);
+        let mut leases = held.map_or_else(Vec::new, |held| held.leases.iter().copied().collect());
+        leases.sort_unstable();
+        leases
+    }
+
+    /// A gateway is gone and has no lease any more.
+    pub fn forget_gateway(&mut self, gateway: i64) {
+        if self
+            .by_gateway
             .get(&gateway)
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect()
+            .is_some_and(|held| held.leases.is_empty())
+        {
+            self.by_gateway.remove(&gateway);
+        }
     }
 
     /// All leases on a pod.
     pub fn of_pod(&self, pod: PodIx) -> Vec<LeaseId> {
-        self.by_pod
-            .get(&pod)
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect()
+        self.by_pod.get(&pod).cloned().unwrap_or_default()
+    }
+
+    /// A pod is gone; it has no lease any more.
+    pub fn forget_pod(&mut self, pod: PodIx) {
+        self.by_pod.remove(&pod);
     }
 
     /// Number of live leases.
@@ -173,14 +189,5 @@ impl Leases {
     /// True when nobody holds anything.
     pub fn is_empty(&self) -> bool {
         self.live == 0
-    }
-}
-
-fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<LeaseId>>, key: &K, id: LeaseId) {
-    if let Some(ids) = index.get_mut(key) {
-        ids.remove(&id);
-        if ids.is_empty() {
-            index.remove(key);
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Tickets: who waits for slots of which function, in order of arrival, each with a deadline.
 //! It must never answer a ticket; it only keeps the order and the bound.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::core::model::FuncId;
 use crate::keepalive::TenantIx;
@@ -30,7 +30,7 @@ pub struct Tickets {
     last: u64,
     tickets: BTreeMap<TicketId, Ticket>,
     by_function: BTreeMap<FuncId, BTreeSet<TicketId>>,
-    by_request: BTreeMap<(i64, String), TicketId>,
+    by_request: HashMap<i64, HashMap<String, TicketId>>,
 }
 
 impl Tickets {
@@ -39,8 +39,8 @@ impl Tickets {
         self.last += 1;
         let id = TicketId(self.last);
         if !ticket.request_id.is_empty() {
-            self.by_request
-                .insert((ticket.gateway, ticket.request_id.clone()), id);
+            let requests = self.by_request.entry(ticket.gateway).or_default();
+            requests.insert(ticket.request_id.clone(), id);
         }
         self.by_function.entry(ticket.func).or_default().insert(id);
         self.tickets.insert(id, ticket);
@@ -50,8 +50,12 @@ impl Tickets {
     /// Takes a ticket out, wherever it stands.
     pub fn remove(&mut self, id: TicketId) -> Option<Ticket> {
         let ticket = self.tickets.remove(&id)?;
-        self.by_request
-            .remove(&(ticket.gateway, ticket.request_id.clone()));
+        if let Some(requests) = self.by_request.get_mut(&ticket.gateway) {
+            requests.remove(&ticket.request_id);
+            if requests.is_empty() {
+                self.by_request.remove(&ticket.gateway);
+            }
+        }
         if let Some(queue) = self.by_function.get_mut(&ticket.func) {
             queue.remove(&id);
             if queue.is_empty() {
@@ -71,9 +75,7 @@ impl Tickets {
         if request_id.is_empty() {
             return None;
         }
-        self.by_request
-            .get(&(gateway, request_id.to_owned()))
-            .copied()
+        self.by_request.get(&gateway)?.get(request_id).copied()
     }
 
     /// The oldest ticket of a function.

@@ -135,7 +135,11 @@ fn start_costs_and_tiers_are_those_of_the_scenario() {
         functions: 2,
     };
     let mut policy = FixedKeepAlive::new(5_000, Lru::default());
-    let run = simulate(&NodeConfig::genai8(1), &trace, &mut policy).summary;
+    let config = NodeConfig {
+        all_on_file: false,
+        ..NodeConfig::genai8(1)
+    };
+    let run = simulate(&config, &trace, &mut policy).summary;
     let shares = [run.cold_pct, run.file_pct, run.host_pct, run.warm_pct];
     assert_eq!(shares, [40.0, 20.0, 20.0, 20.0]);
     let waited = 2.0 * 22.7 + 6.0 + 0.0 + 1.0;
@@ -147,7 +151,8 @@ fn start_costs_and_tiers_are_those_of_the_scenario() {
 
 #[test]
 fn calls_wait_for_room_and_all_are_served() {
-    // 30 functions at once on 24 places: the last six get the places of the first that end.
+    // 30 functions at once on 24 places: the last six get the places of the first that end. All
+    // are read from file.
     let calls = (0..30).map(|function| call(0, function, 60)).collect();
     let trace = Trace {
         calls,
@@ -155,7 +160,7 @@ fn calls_wait_for_room_and_all_are_served() {
     };
     let run = simulate(&NodeConfig::genai8(20), &trace, &mut adaptive(0.8)).summary;
     assert_eq!(run.calls, 30);
-    let waited = 24.0 * 22.7 + 6.0 * (22.7 + 60.0 + 22.7);
+    let waited = 24.0 * 6.0 + 6.0 * (6.0 + 60.0 + 6.0);
     assert!((run.wait_mean_s - waited / 30.0).abs() < 1e-9, "{run:?}");
 }
 

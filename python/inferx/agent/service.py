@@ -227,7 +227,7 @@ def _runtime(config: NodeConfig, options: Options) -> Runtime:
     if config.runtime == "process":
         return ProcessRuntime(options.work_dir, options.environment, config.host_ip)
     if config.runtime == "docker":
-        return DockerRuntime(config.container_socket or docker.SOCKET)
+        return DockerRuntime(config.container_socket or docker.SOCKET, config.container_network)
     data, snapshots = config.data_dir.resolve(), config.snapshot_dir.resolve()
     places = Places(
         work_dir=options.work_dir,

@@ -127,6 +127,7 @@ class NodeConfig:
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     listener: str = "rust"
     runtime: str = "process"
+    container_network: str = ""  # of the Docker Engine, for workers; "" = its default bridge
     container_socket: Path | None = None  # of the Docker Engine; None = where it usually is
     snapshot_budget_mb: int = 0  # 0 = as much as the disk holds
     pod_cidr: str = POD_CIDR  # containers' addresses; seen on this node only
@@ -185,6 +186,7 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         runtime=fields.choice("runtime", RUNTIMES, "process"),
         snapshot_budget_mb=fields.integer("snapshotBudgetMB", 0, unit="MB"),
         pod_cidr=pod_cidr(fields),
+        container_network=fields.string("containerNetwork", ""),
         container_socket=container_socket(fields),
         log_format=fields.choice("logFormat", ("json", "text"), "text"),
         log_level=fields.choice("logLevel", ("debug", "info", "warning", "error"), "info"),

@@ -28,7 +28,7 @@ from inferx.auth.oidc import token_verifier
 from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
-from inferx.gateway import replies
+from inferx.gateway import certificates, replies
 from inferx.gateway.access import Access
 from inferx.gateway.auditing import Auditor
 from inferx.gateway.auditroutes import AuditRoutes
@@ -64,6 +64,7 @@ class Gateway:
 
     def __init__(self, config: NodeConfig, control_socket: Path) -> None:
         self._identity = Identity(config.data_dir)
+        self.takes_over = self._identity.beside_another
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._auditor: Auditor | None = None
@@ -79,6 +80,8 @@ class Gateway:
             control_socket,
             # Credentials are hashed under a number that only this process knows.
             auth_key=secrets.token_bytes(32) if config.auth.enable else None,
+            share_port=self.takes_over,
+            tls=(config.tls.cert, config.tls.key) if config.tls.enable else None,
         )
         control = Starlette(
             lifespan=self._lifespan,
@@ -124,6 +127,7 @@ class Gateway:
             *ObjectRoutes(functions, state, access, auditor, self._config.mount_roots).routes(),
         ]
         pump.start()
+        certificate = asyncio.create_task(certificates.follow(self._proxy, self._config.tls))
         registration = Registration(
             self._config,
             self._identity,
@@ -140,8 +144,9 @@ class Gateway:
             await self.cut_calls(DRAIN_MS)
             if self._door is not None:
                 self._door.stop()
-            getting_ready.cancel()
-            await asyncio.gather(getting_ready, return_exceptions=True)
+            for task in (getting_ready, certificate):
+                task.cancel()
+            await asyncio.gather(getting_ready, certificate, return_exceptions=True)
             await pump.stop()
             await workers.stop()
             await registration.stop()

@@ -23,6 +23,12 @@ class Identity:
         self._file.write_text(str(self.gateway_id))
 
     @property
+    def beside_another(self) -> bool:
+        """Another gateway on this data folder lives: this one takes over from it."""
+        others = (path for path in self._file.parent.glob(_PATTERN) if path != self._file)
+        return any(_alive(path) for path in others)
+
+    @property
     def replaces(self) -> list[int]:
         """Ids of gateways whose processes are gone; their leases may end at once."""
         return [gateway_id for gateway_id in self._left.values() if gateway_id is not None]

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +66,8 @@ class Child:
             processes.kill_group(process.pid)  # what the service itself had started
             if self.stopping:
                 return
+            if process is not self.process:
+                continue  # another one has taken over
             ran = time.monotonic() - started
             failures = 1 if ran >= STEADY_SECONDS else failures + 1
             if failures >= FAILURES_MAX:
@@ -78,6 +80,29 @@ class Child:
             await asyncio.sleep(delay)
             if not self.stopping:
                 await self.spawn()
+
+    async def replace(self, ready: Callable[[], Awaitable[bool]]) -> bool:
+        """Starts another process beside this one, and ends this one when the other is ready.
+
+        False when the other one does not become ready; it is ended, and this one stays.
+        """
+        old, ticks = self._running(), self.ticks
+        await self.spawn()
+        fresh = self._running()
+        if not await ready() or fresh.returncode is not None:
+            processes.kill_group(fresh.pid)
+            await fresh.wait()
+            self.process, self.ticks = old, ticks
+            self.on_start()
+            return False
+        old.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(old.wait(), self.stop_seconds)
+        except TimeoutError:
+            self.say(f"{self.name} did not stop in {self.stop_seconds:.0f} s; killing it")
+        processes.kill_group(old.pid)
+        await old.wait()
+        return True
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after `stop_seconds`; nothing of it runs when this returns."""

@@ -52,6 +52,7 @@ class Supervisor:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
         self._admin_key = ""
+        self._replacing = False
         self._url = f"http://{ports.LOOPBACK}:{settings.port}"
 
     async def run(self) -> None:
@@ -132,6 +133,36 @@ class Supervisor:
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: self._watch(self._replace_gateway()))
+
+    async def _replace_gateway(self) -> None:
+        """Another gateway takes over; no call fails meanwhile."""
+        child = self._children["gateway"]
+        if child.process is None or self._replacing or self._stop.is_set():
+            return
+        self._replacing = True
+        try:
+            self._say("starting another gateway")
+            taken_over = await child.replace(self._gateway_answers)
+            self._say("the other gateway has taken over" if taken_over else "the old gateway stays")
+        finally:
+            self._replacing = False
+
+    async def _gateway_answers(self) -> bool:
+        """Whether the gateway started last becomes ready; both listen, so each answer says whose
+        it is.
+        """
+        child = self._children["gateway"]
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and child.process and child.process.returncode is None:
+            with suppress(httpx.TransportError):
+                async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
+                    answer = await client.get(f"{self._url}/readyz")
+                whose = answer.headers.get("x-inferx-process")
+                if answer.status_code == 200 and whose == str(child.process.pid):
+                    return True
+            await asyncio.sleep(POLL_SECONDS)
+        return False
 
     async def _until_stopped(self, folder: Folder, begun: float) -> None:
         """Start, wait for a signal; the first task that fails ends it with its error."""

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -43,6 +44,16 @@ impl Drop for Slot {
     }
 }
 
+/// Where a call stands in the line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Calls before it.
+    pub position: usize,
+    pub workers: usize,
+    /// How long calls that had to wait for a start have waited, when there were any.
+    pub expected: Option<Duration>,
+}
+
 /// A call that waits for a slot; dropping it leaves the line.
 #[derive(Debug)]
 pub(crate) struct Waiter {
@@ -59,6 +70,10 @@ impl Waiter {
         let outcome = ready!(Pin::new(&mut self.granted).poll(cx));
         self.in_line = outcome.is_err();
         Poll::Ready(outcome.unwrap_or_else(stopping))
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.function.place(self.ticket)
     }
 
     /// The error of a call that waited for too long.

@@ -91,6 +91,23 @@ impl Function {
         true
     }
 
+    /// Notes how a worker did. One that fails again and again, with nothing good in between, is
+    /// taken out of rotation and reported. What clients do wrong (4xx) is nobody's failure.
+    pub(crate) fn judge(self: &Arc<Self>, worker: &Worker, failure: Option<&str>, most: u32) {
+        let Some(failure) = failure else {
+            // Read first: the counter is shared, and nearly always zero already.
+            if worker.failures.load(Ordering::Relaxed) > 0 {
+                worker.failures.store(0, Ordering::Relaxed);
+            }
+            return;
+        };
+        let failures = worker.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures == most {
+            let reason = format!("{failures} failures in a row, the last: {failure}");
+            self.eject(worker.lease_id, reason);
+        }
+    }
+
     /// Takes a worker that failed out of rotation and reports it, once.
     pub(crate) fn eject(self: &Arc<Self>, lease_id: u64, reason: String) {
         let mut state = self.lock();

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Core;
+use super::fault::Fault;
 use super::model::PodIx;
 use super::timers::Timer;
 use crate::lease::{Lease, LeaseId};
@@ -176,9 +177,13 @@ impl Core {
         self.gateways.remove(&gateway);
         self.roll.strangers.remove(&gateway);
         self.heard(now_ms, gateway);
+        if self.breaks(Fault::KeepLeasesOfSilent) {
+            return;
+        }
         for id in self.leases.of_gateway(gateway) {
             self.counters.leases_expired += 1;
             self.end_lease(now_ms, id);
         }
+        self.leases.forget_gateway(gateway);
     }
 }

@@ -36,14 +36,17 @@ impl Core {
                 "taken on {} = the holdings of its pods",
                 node.name
             );
-            let has = node.ledger.capacity.clone();
+            let has = &node.ledger.capacity;
             // A former process may have told the agent to make room, which has not happened yet.
             let on_node = self.pods_on.get(id).into_iter().flatten();
             let adopted = on_node.into_iter().any(|ix| self.pod(*ix).adopted);
             let within = node.ledger.is_within_capacity() || adopted || self.overfull.contains(id);
-            let pods = self.pods().into_iter().filter(|pod| pod.node == node.name);
-            let pods: Vec<_> = pods.map(|pod| (pod.pod_id, pod.state, pod.alloc)).collect();
-            assert!(within, "{} is overfull: {has:?}, {pods:?}", node.name);
+            let pods = || {
+                let pods = self.pods().into_iter().filter(|pod| pod.node == node.name);
+                pods.map(|pod| (pod.pod_id, pod.state, pod.alloc))
+                    .collect::<Vec<_>>()
+            };
+            assert!(within, "{} is overfull: {has:?}, {:?}", node.name, pods());
         }
     }
 
@@ -58,6 +61,8 @@ impl Core {
                 "{id}: in its function"
             );
             assert!(self.pods_on[&pod.node].contains(ix), "{id}: on its node");
+            let tenant = &self.functions[&pod.func].key.tenant;
+            assert!(self.tenant_pods[tenant].contains(ix), "{id}: of its tenant");
             if state == State::Working {
                 assert!(pod.leased > 0, "{id}: a working pod is leased");
             } else {
@@ -99,7 +104,13 @@ impl Core {
             let live = of_pod
                 .iter()
                 .map(|id| self.leases.get(*id).expect("a live lease"));
-            let slots: u32 = live.map(|lease| lease.slots).sum();
+            let slots: u32 = live
+                .inspect(|lease| {
+                    let known = self.gateways.contains_key(&lease.gateway);
+                    assert!(known, "{}: its lease is of a gateway that is gone", pod.id);
+                })
+                .map(|lease| lease.slots)
+                .sum();
             leases += of_pod.len();
             assert_eq!(slots, pod.leased, "{}: its leases add up", pod.id);
         }
@@ -122,8 +133,6 @@ impl Core {
         }
         for func in self.functions.keys() {
             let waiting = self.tickets.waiting(*func);
-            let limit = self.functions[func].policy.queue_len.max(1) as usize;
-            assert!(waiting <= limit, "{waiting} wait where {limit} may");
             let free = self.functions[func]
                 .pods
                 .iter()

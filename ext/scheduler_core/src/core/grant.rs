@@ -2,6 +2,7 @@
 //! It must never start a pod; what is missing is left to `plan`.
 
 use super::Core;
+use super::fault::Fault;
 use super::messages::{Answer, Ask, Effect, Grant, Refusal};
 use super::model::{FuncId, FuncKey, Pod, PodIx, StartKind};
 use super::timers::Timer;
@@ -21,7 +22,8 @@ impl Core {
             Ok(func) => func,
             Err(refusal) => return self.refused(refusal),
         };
-        if let Some(id) = self.leases.of_request(ask.gateway, &ask.request_id) {
+        let known = self.leases.of_request(ask.gateway, &ask.request_id);
+        if let Some(id) = known.filter(|_| !self.breaks(Fault::ForgetRequest)) {
             let lease = self
                 .leases
                 .get(id)
@@ -78,7 +80,7 @@ impl Core {
     /// `ok` = false: the worker is broken and ends when its last lease is back.
     pub fn give_back(&mut self, now_ms: u64, lease_id: u64, ok: bool) -> bool {
         let Some(id) = self.leases.resolve(lease_id) else {
-            return false;
+            return self.breaks(Fault::AcceptStaleLease);
         };
         let (gateway, pod) = {
             let lease = self.leases.get(id).expect("resolved to a live lease");
@@ -112,7 +114,7 @@ impl Core {
                 "function_not_found",
                 format!("no function {}", name()),
             )),
-            Some(_) if self.is_disabled(key) => {
+            Some(_) if self.is_disabled(key) && !self.breaks(Fault::ServeDisabled) => {
                 let why = format!("the tenant or namespace of {} is disabled", name());
                 Err(Refusal::new("disabled", why))
             }
@@ -128,7 +130,7 @@ impl Core {
     fn queue_full(&self, func: FuncId) -> Option<Refusal> {
         let function = &self.functions[&func];
         let (waiting, limit) = (self.tickets.waiting(func), function.policy.queue_len.max(1));
-        if waiting >= limit as usize {
+        if waiting >= limit as usize && !self.breaks(Fault::IgnoreQueueLimit) {
             let why = format!("{waiting} requests wait for {} already", function.key.name);
             return Some(Refusal::new("queue_full", why).retry_after(1_000));
         }
@@ -177,7 +179,7 @@ impl Core {
         matches!(pod.state, State::Idle | State::Working)
             && pod.held_until_ms.is_none()
             && pod.free_slots() > 0
-            && self.is_wanted(pod)
+            && (self.is_wanted(pod) || self.breaks(Fault::LeaseOldRevision))
     }
 
     /// The pod to lease from: enough free slots before too few, busy before idle (so that idle ones
@@ -204,7 +206,7 @@ impl Core {
     /// Hands free slots of a function to its tickets, oldest first. Where no further pod is on its
     /// way, those who wait share what there is, so that gateways do not need a replica each.
     pub(super) fn grant_waiting(&mut self, now_ms: u64, func: FuncId) {
-        while let Some(id) = self.tickets.oldest(func) {
+        while let Some(id) = self.next_ticket(func) {
             let asked = self.tickets.get(id).map_or(0, |ticket| ticket.slots);
             let Some(pod) = self.pod_with_slots(func, asked) else {
                 return;
@@ -218,6 +220,10 @@ impl Core {
             let share = (free / others as u32).max(1);
             let slots = self.slots_for(func, asked).min(share);
             let ticket = self.take_ticket(id).expect("the oldest ticket is queued");
+            if self.breaks(Fault::ForgetTicket) && id.0 % 16 == 0 {
+                self.visit_ends(now_ms, func, ticket.consumer);
+                continue;
+            }
             // Slots that came back were warm; only a start after the call explains its wait.
             let start = match self.pod(pod) {
                 pod if pod.ready_ms >= ticket.queued_ms => pod.start,
@@ -240,6 +246,14 @@ impl Core {
         }
     }
 
+    /// The ticket whose turn it is: the oldest of the function.
+    fn next_ticket(&self, func: FuncId) -> Option<TicketId> {
+        if self.breaks(Fault::YoungestFirst) {
+            return self.tickets.of_function(func).map(|(id, _)| id).last();
+        }
+        self.tickets.oldest(func)
+    }
+
     /// Pods of the current revision that are on their way to ready.
     pub(super) fn starting(&self, func: FuncId) -> usize {
         let pods = self.functions[&func].pods.iter().map(|ix| self.pod(*ix));
@@ -260,8 +274,13 @@ impl Core {
             self.apply(now_ms, ix, Event::Lease);
             self.pod_mut(ix).busy_since_ms = now_ms;
         }
+        let counted = if self.breaks(Fault::GrantTwice) {
+            0
+        } else {
+            slots
+        };
         let pod = self.pod_mut(ix);
-        pod.leased += slots;
+        pod.leased += counted;
         pod.used_ms = now_ms;
         let (func, pod_id) = (pod.func, pod.id.clone());
         let lease = self.leases.insert(Lease {
@@ -303,15 +322,18 @@ impl Core {
             self.apply(now_ms, ix, Event::GiveBack);
             self.retire_unwanted(now_ms, ix);
         }
-        self.dirty.insert(lease.func);
-        self.grant_waiting(now_ms, lease.func);
+        // Without anybody who waits there is nothing to settle: this is the path of a warm call.
+        if self.tickets.waiting(lease.func) > 0 || self.functions[&lease.func].surplus {
+            self.dirty.insert(lease.func);
+            self.grant_waiting(now_ms, lease.func);
+        }
         if self
             .pods
             .get(&ix)
             .is_some_and(|pod| pod.state == State::Idle)
         {
             // An idle pod may now make room for others, and is parked when nobody wants it.
-            self.capacity_changed = true;
+            self.capacity_changed |= !self.unmet.is_empty();
             self.arm_idle(now_ms, ix);
         }
     }

@@ -2,6 +2,7 @@
 //! step. It must never choose a pod; `plan`, `room` and `tick` do.
 
 use super::Core;
+use super::fault::Fault;
 use super::messages::Effect;
 use super::model::{FuncId, Op, PodIx};
 use super::timers::Timer;
@@ -214,11 +215,7 @@ impl Core {
     }
 
     pub(super) fn pods_of_tenant<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a PodIx> {
-        let functions = self
-            .functions
-            .values()
-            .filter(move |f| f.key.tenant == name);
-        functions.flat_map(|function| function.pods.iter())
+        self.tenant_pods.get(name).into_iter().flatten()
     }
 
     pub(super) fn arm_idle_pods(&mut self, now_ms: u64, func: FuncId) {
@@ -266,9 +263,13 @@ impl Core {
         self.order_victims(ix);
         self.leave_starter(ix);
         self.end_leases_of(now_ms, ix);
+        self.leases.forget_pod(ix);
         let pod = self.pods.remove(&ix).expect("a pod is removed once");
+        let skipped = self.breaks(Fault::SkipRelease);
         let node = self.nodes.get_mut(&pod.node).expect("a node that is gone");
-        node.ledger.release(&pod.held);
+        if !skipped {
+            node.ledger.release(&pod.held);
+        }
         for victim in &pod.victims {
             let victim = self.pods.get_mut(victim).expect("a victim that is gone");
             let lent = std::mem::take(&mut victim.lent);
@@ -288,6 +289,13 @@ impl Core {
             .get_mut(&pod.func)
             .expect("a pod of no function");
         function.pods.remove(&ix);
+        let tenant = &function.key.tenant;
+        if let Some(pods) = self.tenant_pods.get_mut(tenant) {
+            pods.remove(&ix);
+            if pods.is_empty() {
+                self.tenant_pods.remove(tenant);
+            }
+        }
         self.dirty.insert(pod.func);
         self.capacity_changed = true;
         if tombstone {

@@ -4,6 +4,7 @@
 mod announce;
 mod check;
 mod facts;
+pub mod fault;
 mod grant;
 mod life;
 pub mod messages;
@@ -17,6 +18,7 @@ pub mod timers;
 pub mod view;
 mod warmth;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::fleet::Fleet;
@@ -60,6 +62,7 @@ pub struct Core {
     node_ids: BTreeMap<String, NodeId>,
     nodes: Fleet,
     pods_on: BTreeMap<NodeId, BTreeSet<PodIx>>,
+    tenant_pods: BTreeMap<String, BTreeSet<PodIx>>,
     pod_ids: BTreeMap<String, PodIx>,
     pods: BTreeMap<PodIx, Pod>,
     /// Pods that ended here: late news of them is answered with another order to end them instead
@@ -89,6 +92,7 @@ impl Core {
     pub fn new(config: Config) -> Core {
         let leases = Leases::new(&config.pod_id_prefix);
         let warmth = Warmth::new(&config);
+        let nodes = Fleet::new(config.placement);
         Core {
             config,
             pod_counter: 0,
@@ -100,8 +104,9 @@ impl Core {
             tenants: BTreeMap::new(),
             namespaces_disabled: BTreeSet::new(),
             node_ids: BTreeMap::new(),
-            nodes: Fleet::default(),
+            nodes,
             pods_on: BTreeMap::new(),
+            tenant_pods: BTreeMap::new(),
             pod_ids: BTreeMap::new(),
             pods: BTreeMap::new(),
             tombstones: BTreeSet::new(),
@@ -126,8 +131,8 @@ impl Core {
         std::mem::take(&mut self.effects)
     }
 
-    /// Looks again at every function that a verb touched, those whose ticket waits longest first,
-    /// and at all that lack something when resources may have become free.
+    /// Looks again at every function that a verb touched, in the order of `by_turn`, and at all
+    /// that lack something when resources may have become free.
     fn settle(&mut self, now_ms: u64) {
         loop {
             if std::mem::take(&mut self.capacity_changed) {
@@ -144,12 +149,46 @@ impl Core {
                 return;
             }
             let batch = std::mem::take(&mut self.dirty);
-            let mut batch: Vec<FuncId> = batch.into_iter().collect();
-            batch.sort_by_key(|func| (self.tickets.oldest(*func).map_or(u64::MAX, |t| t.0), *func));
-            for func in batch {
+            for func in self.by_turn(batch) {
                 self.serve(now_ms, func);
             }
         }
+    }
+
+    /// Whose turn it is when several functions want something: (1) those somebody waits for; (2) of
+    /// the tenant with the highest priority; (3) of the tenant that uses least GPU for its weight;
+    /// (4) whose ticket waits longest. Nobody is served twice before the next verb, so a tenant
+    /// cannot take all that became free by asking more often.
+    fn by_turn(&self, batch: BTreeSet<FuncId>) -> Vec<FuncId> {
+        let mut batch: Vec<FuncId> = batch.into_iter().collect();
+        if batch.len() < 2 {
+            return batch;
+        }
+        let mut standing: BTreeMap<&str, (Reverse<i32>, u64)> = BTreeMap::new();
+        let mut turns = BTreeMap::new();
+        for func in &batch {
+            let (Some(oldest), Some(function)) =
+                (self.tickets.oldest(*func), self.functions.get(func))
+            else {
+                continue;
+            };
+            let tenant = function.key.tenant.as_str();
+            let standing = *standing
+                .entry(tenant)
+                .or_insert_with(|| self.standing(tenant));
+            turns.insert(*func, (standing, oldest));
+        }
+        batch.sort_by_key(|func| (!turns.contains_key(func), turns.get(func).copied(), *func));
+        batch
+    }
+
+    fn standing(&self, tenant: &str) -> (Reverse<i32>, u64) {
+        let known = self.tenants.get(tenant);
+        let (priority, weight) = known.map_or((0, 1), |t| (t.priority, t.weight.max(1)));
+        (
+            Reverse(priority),
+            self.gpu_milli_of(tenant) * 1000 / u64::from(weight),
+        )
     }
 
     /// Moves a pod along the one table; an illegal step is an error of this crate.
@@ -215,6 +254,7 @@ impl Core {
             waiting_for: None,
             learned: false,
             took: model::StartTimes::default(),
+            caller: None,
             warm: None,
             visits: Vec::new(),
             visits_due_ms: None,

@@ -3,9 +3,12 @@
 
 use std::collections::BTreeSet;
 
+#[cfg(feature = "faults")]
+use super::fault::Fault;
 use super::messages::Refusal;
 use crate::keepalive::{Adaptive, FunctionIx, TenantIx};
 use crate::nodes::{GpuRequest, Holding, NodeId, Request};
+use crate::place;
 use crate::pod::State;
 
 /// Number of a function inside one core.
@@ -51,6 +54,13 @@ pub struct Config {
     pub backoff_ms: u64,
     /// Longest back-off.
     pub backoff_max_ms: u64,
+    /// How nodes are chosen; the others are there to be compared with the default.
+    pub placement: place::Policy,
+    /// How those that make room are chosen; as above.
+    pub eviction: Eviction,
+    /// The rule that a test breaks.
+    #[cfg(feature = "faults")]
+    pub fault: Option<Fault>,
 }
 
 impl Default for Config {
@@ -66,6 +76,10 @@ impl Default for Config {
             takeover_ms: 3_000,
             backoff_ms: 1_000,
             backoff_max_ms: 60_000,
+            placement: place::Policy::default(),
+            eviction: Eviction::Worth,
+            #[cfg(feature = "faults")]
+            fault: None,
         }
     }
 }
@@ -77,6 +91,26 @@ impl Config {
             .backoff_ms
             .saturating_mul(1 << failures.saturating_sub(1).min(20));
         doubled.min(self.backoff_max_ms)
+    }
+}
+
+/// How the pods that make room are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// The least wait caused per MiB.
+    Worth,
+    /// The one unused longest.
+    LeastRecentlyUsed,
+}
+
+impl Eviction {
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Eviction> {
+        match name {
+            "worth" => Some(Eviction::Worth),
+            "LRU" => Some(Eviction::LeastRecentlyUsed),
+            _ => None,
+        }
     }
 }
 
@@ -212,6 +246,10 @@ impl Default for Policy {
 #[allow(missing_docs)]
 pub struct Tenant {
     pub disabled: bool,
+    /// Tenants of higher priority are served first when they compete for room.
+    pub priority: i32,
+    /// Of one priority, who uses least GPU for its weight is served first.
+    pub weight: u32,
     pub allow_standby: bool,
     pub replicas_max: Option<u32>,
     pub min_replica_cap: Option<u32>,
@@ -224,6 +262,8 @@ impl Default for Tenant {
     fn default() -> Tenant {
         Tenant {
             disabled: false,
+            priority: 0,
+            weight: 1,
             allow_standby: true,
             replicas_max: None,
             min_replica_cap: None,
@@ -263,6 +303,8 @@ pub struct Function {
     pub learned: bool,
     /// How long its starts took of late.
     pub took: StartTimes,
+    /// Its own tenant as a caller.
+    pub caller: Option<TenantIx>,
     /// Its number in the keep-alive policy, from its first call on.
     pub warm: Option<FunctionIx>,
     /// Who uses it now or did a moment ago.

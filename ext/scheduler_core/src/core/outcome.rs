@@ -2,6 +2,7 @@
 //! It must never trust news of an order that a newer one has overtaken.
 
 use super::Core;
+use super::fault::Fault;
 use super::messages::{Effect, Outcome, PodFact, PodRef};
 use super::model::{Op, Pod, PodIx, StartKind};
 use super::timers::Timer;
@@ -101,7 +102,8 @@ impl Core {
         if let Some(ix) = self.pod_ids.get(&fact.pod_id).copied() {
             return self.known_pod_fact(now_ms, ix, fact);
         }
-        if self.tombstones.contains(&fact.pod_id) {
+        let ended = self.tombstones.contains(&fact.pod_id);
+        if ended && !self.breaks(Fault::ForgetTombstones) {
             if fact.state.is_live() {
                 // Either old news, then this does no harm, or the order to make it came late.
                 let PodFact {
@@ -265,11 +267,13 @@ impl Core {
             .expect("a pod on a node that is gone");
         node.ledger.take(&pod.held);
         self.pods_on.entry(pod.node).or_default().insert(ix);
-        self.functions
+        let function = self
+            .functions
             .get_mut(&pod.func)
-            .expect("a pod of no function")
-            .pods
-            .insert(ix);
+            .expect("a pod of no function");
+        function.pods.insert(ix);
+        let tenant = function.key.tenant.clone();
+        self.tenant_pods.entry(tenant).or_default().insert(ix);
         self.pod_ids.insert(pod.id.clone(), ix);
         self.pods.insert(ix, pod);
         ix

@@ -14,7 +14,8 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::Core;
-use super::model::{FuncId, Op, Pod, PodIx};
+use super::fault::Fault;
+use super::model::{Eviction, FuncId, Op, Pod, PodIx};
 use crate::nodes::{GpuShare, Holding, Ledger, NodeId, Request};
 use crate::pod::State;
 
@@ -74,7 +75,9 @@ impl Room {
 impl Core {
     /// An idle pod without leases that is not reserved for its gateway.
     pub(super) fn is_evictable(&self, pod: &Pod) -> bool {
-        pod.state == State::Idle && pod.op.is_none() && pod.held_until_ms.is_none()
+        let idle = pod.state == State::Idle
+            || (pod.state == State::Working && self.breaks(Fault::EvictBusy));
+        idle && pod.op.is_none() && pod.held_until_ms.is_none()
     }
 
     /// The cheapest sufficient victims on a node for `request`, sparing `keep`.
@@ -123,7 +126,8 @@ impl Core {
         for ix in idle {
             let func = self.pod(ix).func;
             let gone = leaving.entry(func).or_default();
-            if self.running(func) <= self.min_replica(func) + *gone {
+            let least = self.min_replica(func) + *gone;
+            if self.running(func) <= least && !self.breaks(Fault::EvictMinimum) {
                 continue;
             }
             *gone += 1;
@@ -140,14 +144,21 @@ impl Core {
 
     fn victim(&self, now_ms: u64, ix: PodIx, deed: Deed) -> Victim {
         let pod = self.pod(ix);
-        let cost = deed.effort() + self.worth(now_ms, pod.func, self.wait_caused(pod.func, deed));
+        let worth = match self.config.eviction {
+            Eviction::Worth => self.worth(now_ms, pod.func, self.wait_caused(pod.func, deed)),
+            Eviction::LeastRecentlyUsed => 0.0,
+        };
+        let cost = deed.effort() + worth;
         let mib = pod.held.mem_mib + pod.held.cache_mib;
         let mib = mib + pod.held.gpus.iter().map(|share| share.mib).sum::<u64>();
         Victim {
             ix,
             deed,
             cost,
-            cost_per_mib: cost / mib.max(1) as f64,
+            cost_per_mib: match self.config.eviction {
+                Eviction::Worth => cost / mib.max(1) as f64,
+                Eviction::LeastRecentlyUsed => 0.0,
+            },
             used_ms: pod.used_ms,
         }
     }
@@ -168,10 +179,7 @@ impl Core {
         request: &Request,
         candidates: &[Victim],
     ) -> Option<Vec<Victim>> {
-        let fits = |victims: &[Victim]| {
-            let after = self.after(ledger, victims);
-            after.is_within_capacity() && after.fit(request).is_ok()
-        };
+        let fits = |victims: &[Victim]| self.suffices(ledger, request, victims);
         let mut victims: Vec<Victim> = Vec::new();
         for victim in candidates {
             victims.push(*victim);
@@ -200,11 +208,22 @@ impl Core {
                 .copied()
                 .filter(|other| other.ix != victim.ix)
                 .collect();
-            let after = self.after(ledger, &rest);
-            if after.is_within_capacity() && after.fit(request).is_ok() {
+            if self.suffices(ledger, request, &rest) {
                 *victims = rest;
             }
         }
+    }
+
+    /// Does the request fit once these victims are gone? The images of those that are parked come
+    /// into the cache memory at once, before anything else leaves it.
+    fn suffices(&self, ledger: &Ledger, request: &Request, victims: &[Victim]) -> bool {
+        let parked = victims.iter().filter(|victim| victim.deed == Deed::Park);
+        let images = parked.map(|victim| {
+            let pod = self.pod(victim.ix);
+            pod.spec.image_mib(&pod.held)
+        });
+        let after = self.after(ledger, victims);
+        ledger.has_cache(images.sum()) && after.is_within_capacity() && after.fit(request).is_ok()
     }
 
     /// The books of a node once these victims are gone.

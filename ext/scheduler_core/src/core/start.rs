@@ -2,6 +2,7 @@
 //! It must never choose where; `plan` and `room` did.
 
 use super::Core;
+use super::fault::Fault;
 use super::messages::{Alloc, Effect, StartOrder};
 use super::model::{FuncId, Op, Pod, PodIx, StartKind};
 use super::outcome::new_pod;
@@ -44,11 +45,14 @@ impl Core {
 
     fn order_start(&mut self, now_ms: u64, ix: PodIx, more: &Holding, room: Room) -> StartOrder {
         let (terminate, park) = self.commit_room(now_ms, ix, more, room);
+        let skipped = self.breaks(Fault::SkipDeduction);
         let pod = self.pods.get_mut(&ix).expect("just started");
         (pod.held_since_ms, pod.busy_ms) = (Some(now_ms), 0);
         pod.held.add(more);
         let ledger = &mut self.nodes.get_mut(&pod.node).expect("chosen").ledger;
-        ledger.take(more);
+        if !skipped {
+            ledger.take(more);
+        }
         let alloc = alloc_of(pod, ledger);
         let terminate = terminate.into_iter().map(|ix| self.pod_ref(ix)).collect();
         let park = park.into_iter().map(|ix| self.pod_ref(ix)).collect();

@@ -2,6 +2,7 @@
 //! It must never look at anything whose alarm did not ring.
 
 use super::Core;
+use super::fault::Fault;
 use super::messages::{Effect, Refusal};
 use super::model::{FuncId, Op, PodIx};
 use super::timers::Timer;
@@ -41,6 +42,9 @@ impl Core {
         let Some(ticket) = self.tickets.get(id) else {
             return;
         };
+        if self.breaks(Fault::IgnoreDeadline) {
+            return;
+        }
         let (func, waited_ms) = (ticket.func, now_ms.saturating_sub(ticket.queued_ms));
         let refusal = self.why_waiting(func);
         let message = format!("waited {waited_ms} ms: {}", refusal.message);

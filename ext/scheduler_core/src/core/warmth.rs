@@ -86,11 +86,13 @@ impl Core {
     /// A caller asks for slots of a function.
     pub(super) fn visit_begins(&mut self, now_ms: u64, func: FuncId, consumer: &str) -> TenantIx {
         let function = self.functions.get_mut(&func).expect("called");
-        let name = match consumer {
-            "" => function.key.tenant.as_str(),
-            name => name,
+        let tenant = match consumer {
+            "" => {
+                let (warmth, own) = (&mut self.warmth, &function.key.tenant);
+                *function.caller.get_or_insert_with(|| warmth.caller(own))
+            }
+            name => self.warmth.caller(name),
         };
-        let tenant = self.warmth.caller(name);
         let visits = &mut function.visits;
         if let Some(visit) = visits.iter_mut().find(|visit| visit.tenant == tenant) {
             visit.open += 1;

@@ -30,11 +30,11 @@ impl<'py> Reader<'_, 'py> {
         let Some(value) = self.0.get_item(name)?.filter(|value| !value.is_none()) else {
             return Ok(None);
         };
-        let shown = value
-            .repr()
-            .map(|text| text.to_string())
-            .unwrap_or_default();
-        let wrong = || PyValueError::new_err(format!("{name:?} of a fact cannot be {shown}"));
+        let wrong = || {
+            let shown = value.repr().map(|text| text.to_string());
+            let shown = shown.unwrap_or_default();
+            PyValueError::new_err(format!("{name:?} of a fact cannot be {shown}"))
+        };
         value.extract().map(Some).map_err(|_| wrong())
     }
 
@@ -123,6 +123,8 @@ fn parse_tenant(fact: &Reader<'_, '_>) -> PyResult<Fact> {
         name: fact.get("name")?,
         tenant: Tenant {
             disabled: fact.find("disabled")?.unwrap_or(false),
+            priority: fact.find("priority")?.unwrap_or(0),
+            weight: fact.find("weight")?.unwrap_or(1),
             allow_standby: fact.find("allow_standby")?.unwrap_or(true),
             replicas_max: fact.find("max_replica")?,
             min_replica_cap: fact.find("min_replica_cap")?,

@@ -5,12 +5,14 @@ mod effects;
 mod facts;
 
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::core::Core;
 use crate::core::messages::{Answer, Ask, Refusal};
-use crate::core::model::{Config, FuncKey};
+use crate::core::model::{Config, Eviction, FuncKey, StartKind};
+use crate::place;
 use crate::pod::{self, Event, State};
 use crate::queue::TicketId;
 use effects::{alloc_dict, effect_dict, key_dict};
@@ -53,25 +55,33 @@ struct SchedulerCore {
 impl SchedulerCore {
     #[new]
     #[pyo3(signature = (
-        pod_id_prefix, idle_park_ms = None, lease_ttl_ms = 15000, takeover_ms = 3000
+        pod_id_prefix, idle_park_ms = None, lease_ttl_ms = 15000, takeover_ms = 3000,
+        placement = "inferx", eviction = "worth"
     ))]
     fn new(
         pod_id_prefix: &str,
         idle_park_ms: Option<u64>,
         lease_ttl_ms: u64,
         takeover_ms: u64,
-    ) -> Self {
+        placement: &str,
+        eviction: &str,
+    ) -> PyResult<Self> {
+        let unknown = |what, name| PyValueError::new_err(format!("no {what} is named {name:?}"));
         let pod_id_prefix = pod_id_prefix.to_owned();
         let config = Config {
             pod_id_prefix,
             idle_park_ms,
             lease_ttl_ms,
             takeover_ms,
+            placement: place::Policy::named(placement)
+                .ok_or_else(|| unknown("placement policy", placement))?,
+            eviction: Eviction::named(eviction)
+                .ok_or_else(|| unknown("eviction policy", eviction))?,
             ..Config::default()
         };
-        SchedulerCore {
+        Ok(SchedulerCore {
             core: Core::new(config),
-        }
+        })
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -105,9 +115,14 @@ impl SchedulerCore {
         };
         match self.core.lease(now_ms, ask) {
             Answer::Leased(g) => {
-                ("leased", g.lease.0, g.pod_id, g.slots, g.start.name()).into_pyobject(py)
+                let start = match g.start {
+                    StartKind::Warm => intern!(py, "warm"),
+                    StartKind::Resume => intern!(py, "resume"),
+                    StartKind::Cold => intern!(py, "cold"),
+                };
+                (intern!(py, "leased"), g.lease.0, g.pod_id, g.slots, start).into_pyobject(py)
             }
-            Answer::Queued(ticket) => ("queued", ticket.0).into_pyobject(py),
+            Answer::Queued(ticket) => (intern!(py, "queued"), ticket.0).into_pyobject(py),
             Answer::Refused(Refusal {
                 code,
                 message,

@@ -3,6 +3,7 @@
 //! optimum, which is marked as such.
 
 mod caching;
+mod clairvoyant;
 mod generator;
 mod node;
 mod pool;
@@ -10,6 +11,7 @@ mod report;
 mod trace;
 
 pub use caching::{optimum_misses, policy_misses};
+pub use clairvoyant::ClairvoyantPool;
 pub use node::{Decision, NodeConfig, NodeRun, StartTier, simulate};
 pub use report::Summary;
 pub use trace::{Call, Trace, TraceError};

@@ -27,15 +27,17 @@ pub struct HostPool {
 }
 
 impl HostPool {
-    /// An empty pool for `capacity` snapshots of `functions` functions.
+    /// An empty pool for `capacity` snapshots of `functions` functions, which all or none have a
+    /// file.
     #[must_use]
-    pub fn new(capacity: usize, functions: usize) -> Self {
+    pub fn new(capacity: usize, functions: usize, all_on_file: bool) -> Self {
+        let on_file = if all_on_file { functions as u32 } else { 0 };
         Self {
             capacity,
             resident: Vec::new(),
-            on_file: Vec::new(),
+            on_file: (0..on_file).map(FunctionIx).collect(),
             whole_at_ms: vec![0; functions],
-            file_at_ms: vec![None; functions],
+            file_at_ms: vec![all_on_file.then_some(0); functions],
         }
     }
 

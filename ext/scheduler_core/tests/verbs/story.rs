@@ -7,9 +7,11 @@ use scheduler_core::nodes::{Capacity, GpuCapacity, GpuShare, Holding};
 use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
 
+/// `name` or `tenant/name`.
 pub fn key(name: &str) -> FuncKey {
+    let (tenant, name) = name.split_once('/').unwrap_or(("t", name));
     FuncKey {
-        tenant: "t".into(),
+        tenant: tenant.into(),
         namespace: "n".into(),
         name: name.into(),
     }

@@ -8,6 +8,9 @@ use scheduler_core::model::FuncKey;
 use scheduler_core::nodes::{Capacity, GpuShare, Holding};
 use scheduler_core::pod::State;
 
+/// Memory of each GPU.
+pub const GPU_MIB: u64 = 24_000;
+
 #[derive(Clone)]
 pub struct AgentPod {
     pub key: FuncKey,
@@ -75,6 +78,12 @@ impl Agent {
             known.state = state;
         }
     }
+}
+
+/// Thousandths of GPUs, each rounded up; all GPUs of this world are of one size.
+pub fn gpu_milli(alloc: &Alloc) -> u64 {
+    let share = (per_gpu(alloc) * 1000).div_ceil(GPU_MIB);
+    share * alloc.devices.len() as u64
 }
 
 fn per_gpu(alloc: &Alloc) -> u64 {

@@ -5,7 +5,7 @@ use scheduler_core::model::{FuncKey, Policy, Spec, Tenant};
 use scheduler_core::nodes::{Capacity, GpuCapacity};
 use scheduler_core::pod::State;
 
-use super::agent::Agent;
+use super::agent::{Agent, GPU_MIB};
 use super::{FunctionOf, Gateway, Happening, World, core_of};
 
 impl World {
@@ -16,7 +16,7 @@ impl World {
             let gpu = |index| GpuCapacity {
                 index,
                 kind: kind.clone(),
-                vram_mib: 24_000,
+                vram_mib: GPU_MIB,
             };
             let capacity = Capacity {
                 cpu_millis: 4_000 + self.random.below(8_000),
@@ -79,14 +79,22 @@ impl World {
             max_replica: 1 + self.random.below(3) as u32,
             standby_per_node: self.random.below(3) as u32,
             parallel: 1 + self.random.below(4) as u32,
-            queue_len: 20,
+            queue_len: 2 + self.random.below(18) as u32,
             queue_timeout_ms: 3_000,
             wait_ratio_milli: self.random.pick(&[0, 100, 2_000]),
         }
     }
 
+    fn limit(&mut self, name: String, tenant: Tenant) {
+        self.tenants.insert(name.clone(), tenant.clone());
+        self.observe(Fact::Tenant { name, tenant });
+    }
+
     /// Everything that a scheduler process hears when it starts.
     fn tell_everything(&mut self) {
+        for (name, tenant) in self.tenants.clone() {
+            self.observe(Fact::Tenant { name, tenant });
+        }
         for at in 0..self.functions.len() {
             self.tell_function(at);
         }
@@ -152,10 +160,12 @@ impl World {
                     disabled: self.random.chance(15),
                     gpu_milli_max: limit,
                     replicas_max: replicas,
+                    priority: self.random.below(2) as i32,
+                    weight: 1 + self.random.below(3) as u32,
                     ..Tenant::default()
                 };
                 let name = self.random.pick(&["t1", "t2"]).to_owned();
-                self.observe(Fact::Tenant { name, tenant });
+                self.limit(name, tenant);
             }
             86..89 => {
                 let at = self.random.below(self.agents.len() as u64) as usize;
@@ -187,11 +197,7 @@ impl World {
     /// The faults stop: limits are lifted, nodes are back, gateways speak.
     fn restore(&mut self) {
         for name in ["t1", "t2"] {
-            let tenant = Tenant::default();
-            self.observe(Fact::Tenant {
-                name: name.into(),
-                tenant,
-            });
+            self.limit(name.into(), Tenant::default());
         }
         for gateway in self.gateways.values_mut() {
             gateway.silent_until_ms = 0;
@@ -250,6 +256,7 @@ impl World {
     }
 
     pub(super) fn node_back(&mut self, at: usize) {
+        self.telling = true;
         self.agents[at].up = true;
         let listed: Vec<String> = self.agents[at].pods.keys().cloned().collect();
         let name = self.agents[at].name.clone();
@@ -268,9 +275,9 @@ impl World {
 
     /// A new process knows nothing; orders of the old one go on at the agents.
     fn scheduler_restarts(&mut self) {
-        self.disturbed = true;
+        (self.disturbed, self.telling) = (true, true);
         self.process += 1;
-        self.core = core_of(self.seed, self.process);
+        self.core = core_of(self.seed, self.process, self.fault);
         self.tickets.clear();
         let lost = |happening: &Happening| {
             matches!(

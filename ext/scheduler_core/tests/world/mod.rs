@@ -9,8 +9,11 @@ mod random;
 use std::collections::{BTreeMap, BTreeSet};
 
 use scheduler_core::Core;
+use scheduler_core::core::fault::Fault;
+use scheduler_core::core::view::PodView;
 use scheduler_core::messages::{Answer, Ask, Effect, Fact, Outcome, PodFact, PodRef, StartOrder};
-use scheduler_core::model::{Config, FuncKey, Policy, Spec};
+use scheduler_core::model::{Config, FuncKey, Policy, Spec, Tenant};
+use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
 
 use agent::Agent;
@@ -73,6 +76,8 @@ pub struct FunctionOf {
 
 pub struct World {
     seed: u64,
+    /// The rule that this core breaks.
+    fault: Option<Fault>,
     random: Random,
     now: u64,
     core: Core,
@@ -83,7 +88,14 @@ pub struct World {
     agents: Vec<Agent>,
     functions: Vec<FunctionOf>,
     gateways: BTreeMap<i64, Gateway>,
-    tickets: BTreeMap<TicketId, i64>,
+    /// Gateway and function of those that wait.
+    tickets: BTreeMap<TicketId, (i64, usize)>,
+    /// Pods whose end was reported to this core.
+    ended: BTreeSet<String>,
+    /// A node's pods are being told one by one: until the last, the core knows of too few.
+    telling: bool,
+    /// The limits in force.
+    tenants: BTreeMap<String, Tenant>,
     asked: u64,
     queue: BTreeMap<(u64, u64), Happening>,
     sequence: u64,
@@ -91,7 +103,7 @@ pub struct World {
     pub resumes: u64,
 }
 
-fn core_of(seed: u64, process: u64) -> Core {
+fn core_of(seed: u64, process: u64, fault: Option<Fault>) -> Core {
     Core::new(Config {
         pod_id_prefix: format!("{:06x}", (seed * 16 + process) & 0xff_ffff),
         idle_park_ms: (!seed.is_multiple_of(3)).then_some(500),
@@ -100,17 +112,19 @@ fn core_of(seed: u64, process: u64) -> Core {
         takeover_ms: 600,
         backoff_ms: 100,
         backoff_max_ms: 2_000,
+        fault,
         ..Config::default()
     })
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub fn new(seed: u64, fault: Option<Fault>) -> World {
         let mut world = World {
             seed,
+            fault,
             random: Random::new(seed),
             now: 0,
-            core: core_of(seed, 0),
+            core: core_of(seed, 0, fault),
             process: 0,
             calm: false,
             disturbed: false,
@@ -118,6 +132,9 @@ impl World {
             functions: Vec::new(),
             gateways: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            telling: false,
+            tenants: BTreeMap::new(),
             asked: 0,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -161,6 +178,7 @@ impl World {
             self.happen(happening);
         }
         self.carry_out();
+        self.telling = false;
         self.core.check(self.now);
     }
 
@@ -203,7 +221,12 @@ impl World {
             let again = fact.clone();
             self.observe(Fact::Pod(again));
         }
+        let pod_id = fact.pod_id.clone();
         self.observe(Fact::Pod(fact));
+        if self.ended.contains(&pod_id) && !self.disturbed {
+            let lives = self.core.pods().iter().any(|pod| pod.pod_id == pod_id);
+            assert!(!lives, "late news does not make {pod_id} live again");
+        }
     }
 
     fn result(&mut self, kind: Kind, outcome: Outcome) {
@@ -218,6 +241,9 @@ impl World {
                 },
             );
         }
+        if kind == Kind::Terminate && outcome.ok {
+            self.ended.insert(outcome.pod_id.clone());
+        }
         self.observe(match kind {
             Kind::Start | Kind::Resume => Fact::StartResult(outcome),
             Kind::Park => Fact::ParkResult(outcome),
@@ -230,7 +256,13 @@ impl World {
             let delay_ms = self.random.below(30);
             match effect {
                 Effect::Grant { ticket, grant } => {
-                    let gateway = self.tickets.remove(&ticket).expect("one answer a ticket");
+                    let (gateway, at) = self.tickets.remove(&ticket).expect("one answer a ticket");
+                    let older = |id: &TicketId, of: usize| *id < ticket && of == at;
+                    let overtaken = self.tickets.iter().any(|(id, (_, of))| older(id, *of));
+                    assert!(
+                        !overtaken,
+                        "the oldest ticket of a function is served first"
+                    );
                     self.granted(gateway, grant.lease.0, grant.pod_id, grant.slots);
                 }
                 Effect::Refuse { ticket, refusal } => {
@@ -239,6 +271,7 @@ impl World {
                     assert!(!refusal.message.is_empty(), "a refusal explains itself");
                 }
                 Effect::Start(order) => {
+                    self.judge(&order);
                     self.after(
                         delay_ms,
                         Happening::Begin {
@@ -249,6 +282,7 @@ impl World {
                 }
                 Effect::Resume(order) => {
                     self.resumes += 1;
+                    self.judge(&order);
                     self.after(
                         delay_ms,
                         Happening::Begin {
@@ -291,12 +325,22 @@ impl World {
                 (one, two) => panic!("{one:?} and then {two:?} for the same request"),
             }
         }
+        let tenant = self.tenants.get(&self.functions[at].key.tenant);
+        if tenant.is_some_and(|tenant| tenant.disabled) {
+            let refused = matches!(answer, Answer::Refused(_));
+            assert!(refused, "a disabled tenant is served by nobody");
+        }
         match answer {
             Answer::Leased(grant) => {
                 self.granted(gateway, grant.lease.0, grant.pod_id, grant.slots);
             }
             Answer::Queued(ticket) => {
-                self.tickets.insert(ticket, gateway);
+                // An edit may lower the bound; those who wait already stay.
+                let function = &self.functions[at];
+                let (waiting, _) = self.core.waiting(&function.key).expect("it waits");
+                let limit = function.policy.queue_len as usize;
+                assert!(waiting <= limit, "{waiting} wait where {limit} may");
+                self.tickets.insert(ticket, (gateway, at));
                 if self.random.chance(10) {
                     let delay_ms = self.random.below(1_000);
                     self.after(delay_ms, Happening::Cancel(ticket));
@@ -309,6 +353,21 @@ impl World {
     fn granted(&mut self, gateway: i64, lease: u64, pod_id: String, slots: u32) {
         self.grants += 1;
         assert!(slots > 0, "a lease holds slots");
+        let pods = self.core.pods();
+        let pod = pods.iter().find(|pod| pod.pod_id == pod_id);
+        let pod = pod.expect("a lease is on a pod that exists");
+        let wanted = self.functions.iter().find(|f| f.key == pod.key);
+        let current = wanted.is_some_and(|f| f.present && f.revision == pod.revision);
+        assert!(current, "leases are on pods of the current revision");
+        let agent = self.agents.iter().find(|agent| agent.name == pod.node);
+        let theirs = agent.and_then(|agent| agent.pods.get(&pod_id));
+        if let Some(theirs) = theirs.filter(|_| !self.disturbed) {
+            assert_eq!(
+                theirs.state,
+                State::Ready,
+                "{pod_id} is leased when it is ready"
+            );
+        }
         let holder = self
             .gateways
             .get_mut(&gateway)
@@ -344,7 +403,8 @@ impl World {
         if self.gateways[&id].silent_until_ms <= self.now && !self.core.refresh(self.now, id) {
             self.connect(id);
         }
-        self.after(300, Happening::Heartbeat(id));
+        let pause_ms = if self.calm { 1_500 } else { 300 };
+        self.after(pause_ms, Happening::Heartbeat(id));
     }
 
     fn connect(&mut self, id: i64) {
@@ -354,6 +414,40 @@ impl World {
         holder
             .leases
             .retain(|lease, (pod_id, slots)| core.announce(now, id, *lease, pod_id, *slots));
+    }
+
+    /// What an order must keep to besides the books: the tenant's limit, and other functions'
+    /// minimum.
+    fn judge(&self, order: &StartOrder) {
+        let pods = self.core.pods();
+        let tenant = &order.pod.key.tenant;
+        let limit = self.tenants.get(tenant).and_then(|t| t.gpu_milli_max);
+        if let Some(limit) = limit.filter(|_| !self.telling && !self.disturbed) {
+            let of_tenant = pods.iter().filter(|pod| pod.key.tenant == *tenant);
+            let used: u64 = of_tenant.map(|pod| agent::gpu_milli(&pod.alloc)).sum();
+            let asks = agent::gpu_milli(&order.alloc);
+            assert!(
+                asks == 0 || used <= limit,
+                "{tenant} may use {limit}: {used}"
+            );
+        }
+        for victim in &order.park {
+            let function = self.functions.iter().find(|f| f.key == victim.key);
+            let function = function.expect("a function of this world");
+            let disabled = self
+                .tenants
+                .get(&victim.key.tenant)
+                .is_some_and(|t| t.disabled);
+            if disabled || !function.present || function.revision != victim.revision {
+                continue;
+            }
+            let current = |pod: &&PodView| {
+                pod.key == victim.key && pod.revision == victim.revision && pod.state.is_running()
+            };
+            let running = pods.iter().filter(current).count();
+            let least = function.policy.min_replica as usize;
+            assert!(running >= least, "{:?} keeps its minimum", victim.key);
+        }
     }
 
     // ---- the end ----
@@ -380,7 +474,7 @@ impl World {
             "the core and the agents know the same pods: {pods:?}"
         );
         for function in &self.functions {
-            let of_function = |pod: &scheduler_core::core::view::PodView| pod.key == function.key;
+            let of_function = |pod: &PodView| pod.key == function.key;
             let pods = self.core.pods().into_iter().filter(of_function);
             let running = pods.filter(|pod| pod.state.is_running()).count();
             let least = if function.present {

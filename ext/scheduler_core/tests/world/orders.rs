@@ -204,7 +204,15 @@ impl World {
         if self.random.chance(10) {
             self.disturbed = true;
         } else {
-            self.queue.retain(|_, happening| !makes(happening));
+            let at: Vec<_> = self.queue.iter().filter(|(_, next)| makes(next)).collect();
+            let at: Vec<_> = at.into_iter().map(|(at, _)| *at).collect();
+            for at in at {
+                if let Some(Happening::Begin { kind, order }) = self.queue.remove(&at) {
+                    // Who withdrew it has stopped listening, unless it was told of another life.
+                    let gone = kind == Kind::Start;
+                    self.answer(kind, &order.pod, Some(("conflict", gone)));
+                }
+            }
         }
     }
 }

@@ -186,8 +186,9 @@ class DockerRuntime:
     freeze_frees_gpu = False
     checkpoints: Checkpoints | None = None  # its own take half a minute; see the runc runtime
 
-    def __init__(self, socket: Path = SOCKET) -> None:
+    def __init__(self, socket: Path = SOCKET, network: str = "") -> None:
         self._engine = Engine(socket)
+        self._network = network  # "" = the engine's default
 
     def check(self, launch: FunctionSpec) -> None:
         if not launch.image:
@@ -202,7 +203,7 @@ class DockerRuntime:
         made = None
         try:
             made = await self._engine.ask(
-                "POST", f"/containers/create?name={name}", json=_container(spec)
+                "POST", f"/containers/create?name={name}", json=_container(spec, self._network)
             )
             await self._engine.ask("POST", f"/containers/{made['Id']}/start")
             state = await self._engine.ask("GET", f"/containers/{made['Id']}/json")
@@ -264,7 +265,7 @@ async def remove(engine: Engine, container: str) -> None:
             await asyncio.sleep(0.05)
 
 
-def _container(spec: WorkerSpec) -> dict[str, Any]:
+def _container(spec: WorkerSpec, network: str) -> dict[str, Any]:
     """The body of a create request."""
     argv, environment = command_of(spec, {})
     devices = [str(index) for index in devices_of(spec.alloc)] if gpu_devices(spec) else []
@@ -272,6 +273,8 @@ def _container(spec: WorkerSpec) -> dict[str, Any]:
         "Binds": [f"{mount.host_path}:{mount.mount_path}" for mount in spec.launch.mounts],
         "SecurityOpt": ["no-new-privileges"],
     }
+    if network:
+        host["NetworkMode"] = network
     if spec.alloc.mem_mb:
         host |= {
             "Memory": spec.alloc.mem_mb << 20,

@@ -49,11 +49,13 @@ pub struct NodeConfig {
     pub cold_start_ms: u64,
     /// Calls that a worker executes at once.
     pub parallel: usize,
+    /// Every function has a snapshot file from the beginning; otherwise its first start makes it.
+    pub all_on_file: bool,
 }
 
 impl NodeConfig {
-    /// The scenario `genai-8`: 8 GPUs of 80 GB, models of 24.8 GB, 1.0 / 6 / 22.7 s from host pool
-    /// / file / nothing.
+    /// The scenario `genai-8`: 8 GPUs of 80 GB, models of 24.8 GB, all snapshots on NVMe, 1.0 / 6 /
+    /// 22.7 s from host pool / file / nothing.
     #[must_use]
     pub fn genai8(host_models: usize) -> Self {
         Self {
@@ -65,6 +67,7 @@ impl NodeConfig {
             file_start_ms: 6_000,
             cold_start_ms: 22_700,
             parallel: 1,
+            all_on_file: true,
         }
     }
 
@@ -204,7 +207,7 @@ pub fn simulate(config: &NodeConfig, trace: &Trace, policy: &mut dyn Policy) -> 
         waiting: vec![VecDeque::new(); trace.functions],
         blocked: VecDeque::new(),
         prewarm_ms: vec![None; trace.functions],
-        pool: HostPool::new(config.host_models, trace.functions),
+        pool: HostPool::new(config.host_models, trace.functions, config.all_on_file),
         fetching: false,
         open: true,
         waits_ms: vec![0; trace.calls.len()],
