@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
 @pytest.fixture(params=RUNTIMES)
 async def kit(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kit]:
     if request.param not in ("docker", "containerd"):
-        yield Kit(request.param, tmp_path)
+        kit = Kit(request.param, tmp_path)
+        yield kit
+        await kit.runtime.close()
     else:
         daemon: DockerEngine | Containerd = request.getfixturevalue(request.param)
         kit = Kit(request.param, tmp_path, socket=daemon.socket)
@@ -175,6 +178,16 @@ async def test_a_worker_of_an_image_sees_that_and_not_this_machine(tmp_path: Pat
     assert os.listdir(unpacked / "root") == [], "an image is never written to"
     await worker.stop(1)
     assert leftovers(tmp_path) == []
+
+
+async def test_the_address_of_a_worker_that_is_gone_leads_nowhere(tmp_path: Path) -> None:
+    """A gateway hears at once that nobody is there, and nothing is asked beyond this machine."""
+    kit = Kit("runc", tmp_path)
+    worker, spec = await kit.start("w1")
+    await ask(worker, spec)
+    await worker.stop(1)
+    with pytest.raises(OSError, match="No route to host"):
+        socket.create_connection((worker.host, spec.port), 10)
 
 
 def _runs(pid: int) -> bool:

@@ -103,7 +103,8 @@ class Boxes:
             return None
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Leave no route behind when the last container is gone."""
+        await self._networks.close()
 
     def image_of(self, launch: FunctionSpec) -> Image:
         """The image that the function's workers run in."""

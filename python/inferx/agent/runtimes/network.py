@@ -21,6 +21,9 @@ NAMESPACES = Path("/run/netns")
 LINKS = Path("/sys/class/net")
 _LINK_PREFIX = "ifx"
 _PREFIX_BITS = 30  # one address for the host's end, one for the container's
+# Behind every route to a container: an address whose container is gone is refused here and at once,
+# instead of being asked for somewhere beyond this machine.
+_NOWHERE_METRIC = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class PodNetworks:
             await self._check_routes()
         network = self._describe(await asyncio.to_thread(self._claim, owner))
         try:
-            await tools.run(["ip", "-batch", "-"], text=_host_side(network))
+            await tools.run(["ip", "-batch", "-"], text=self._nowhere() + _host_side(network))
             await tools.run(["ip", "-n", network.namespace, "-batch", "-"], text=_inside(network))
         except BaseException:
             await self.remove(network)
@@ -80,6 +83,12 @@ class PodNetworks:
             await tools.run(["ip", "-batch", "-"], text="\n".join(lines) + "\n")
         (self._claims / str(network.index)).unlink(missing_ok=True)
 
+    async def close(self) -> None:
+        """With no container left on this machine, nothing of its network is left either."""
+        if self._claims.is_dir() and not any(self._claims.glob("[0-9]*")):
+            where = ["type", "unreachable", "exact", str(self._network)]
+            await tools.run(["ip", "-4", "route", "flush", *where])
+
     def of(self, owner: Path) -> list[PodNetwork]:
         """The networks that a pod's folder has claimed."""
         if not self._claims.is_dir():
@@ -89,6 +98,9 @@ class PodNetworks:
             for claim in self._claims.iterdir()
             if claim.name.isdigit() and _owner(claim) == str(owner)
         ]
+
+    def _nowhere(self) -> str:
+        return f"route replace unreachable {self._network} metric {_NOWHERE_METRIC}\n"
 
     def _describe(self, index: int) -> PodNetwork:
         base = self._network.network_address + index * 4
@@ -130,6 +142,8 @@ class PodNetworks:
         for route in routes:
             device, target = str(route.get("dev", "")), str(route.get("dst", ""))
             if device.startswith(_LINK_PREFIX) or target in ("", "default"):
+                continue
+            if route.get("metric") == _NOWHERE_METRIC:
                 continue
             if ipaddress.IPv4Network(target, strict=False).overlaps(self._network):
                 raise ConfigError(
