@@ -42,24 +42,19 @@ def started(engine: Engine, version: str, folder: Path, *more_files: str) -> Ite
 def cluster(
     engine: Engine, images: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    with started(engine, images, tmp_path_factory.mktemp("cluster")) as running:
+    """Workers are containers of the Docker Engine; none of them is left at the end."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with started(engine, images, folder, "docker-compose.docker.yml") as running:
         yield running
-
-
-def test_workers_may_be_containers_of_their_own(
-    engine: Engine, images: str, tmp_path: Path
-) -> None:
-    """The docker runtime: calls, a crash of the worker's container, and nothing left at the end."""
-    with started(engine, images, tmp_path, "docker-compose.docker.yml") as running:
-        vectors = [running.embed(gateway) for gateway in GATEWAYS]
-        assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
-        workers = engine.docker("ps", "-q", "--filter", "label=inferx.pod").split()
-        assert len(workers) == 1
-        engine.docker("kill", workers[0])
-        eventually(
-            lambda: len(running.embed("gateway-1")) == 384, RECOVERY_SECONDS, "another worker"
-        )
     assert engine.docker("ps", "-aq", "--filter", "label=inferx.pod") == ""
+
+
+def test_a_killed_worker_is_replaced(cluster: Cluster) -> None:
+    assert len(cluster.embed("gateway-1")) == 384
+    workers = cluster.engine.docker("ps", "-q", "--filter", "label=inferx.pod").split()
+    assert len(workers) == 1
+    cluster.engine.docker("kill", workers[0])
+    eventually(lambda: len(cluster.embed("gateway-1")) == 384, RECOVERY_SECONDS, "another worker")
 
 
 def test_the_demo_is_served_through_both_gateways(cluster: Cluster) -> None:
