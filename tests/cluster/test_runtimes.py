@@ -15,6 +15,7 @@ import pytest
 
 from inferx.agent.logs import PodLog
 from inferx.errors import BadRequest, StartFailed
+from tests.helpers.agent_node import alive
 from tests.helpers.containerd_daemon import Containerd
 from tests.helpers.docker_engine import DockerEngine, empty_root
 from tests.helpers.docker_engine import mounts as machine_mounts
@@ -158,7 +159,7 @@ async def test_nothing_is_adopted_where_nothing_runs(kit: Kit) -> None:
     record = dict(worker.record)
     worker.let_go()
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: not _runs(pid), "the worker is dead")
+    await until(lambda: not alive(pid), "the worker is dead")
     assert await kit.runtime.adopt(spec.folder, record) is None
 
 
@@ -188,10 +189,3 @@ async def test_the_address_of_a_worker_that_is_gone_leads_nowhere(tmp_path: Path
     await worker.stop(1)
     with pytest.raises(OSError, match="No route to host"):
         socket.create_connection((worker.host, spec.port), 10)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inferx import procfs
-from inferx.agent.logs import PodLog
-from inferx.agent.runtimes import bundle
+from inferx.agent.runtimes import bundle, processes
 from inferx.agent.runtimes.command import INHERITED, command_of
 from inferx.agent.runtimes.container import Container as Box
 from inferx.agent.runtimes.container import ContainerWorker
@@ -152,7 +150,9 @@ async def launch(
     Raises StartFailed with the engine's reason, and with `why` if that says something.
     """
     pid_file = box.folder / "pid"
-    popen = await asyncio.to_thread(_spawn, argv, box.engine.environment, box.pod_folder)
+    popen = await asyncio.to_thread(
+        processes.spawn, argv, box.engine.environment, box.pod_folder, box.pod_folder
+    )
     deadline = time.monotonic() + START_BOUND_S
     while not (_written(pid_file) and await box.engine.is_started(box.name)):
         if popen.poll() is not None or time.monotonic() > deadline:
@@ -167,21 +167,3 @@ async def launch(
 
 def _written(pid_file: Path) -> bool:
     return pid_file.exists() and pid_file.stat().st_size > 0
-
-
-def _spawn(
-    argv: Sequence[str], environment: Mapping[str, str], pod_folder: Path
-) -> subprocess.Popen[bytes]:
-    output = PodLog(pod_folder).open_for_worker()
-    try:
-        return subprocess.Popen(  # noqa: S603 - runc, with arguments of our own
-            argv,
-            cwd=pod_folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    finally:
-        os.close(output)

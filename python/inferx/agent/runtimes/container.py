@@ -18,7 +18,7 @@ from typing import Any
 
 from inferx import procfs
 from inferx.agent.logs import PodLog
-from inferx.agent.runtimes import criu, tools
+from inferx.agent.runtimes import criu, processes, tools
 from inferx.agent.runtimes.criu import LazyPages
 from inferx.agent.runtimes.engine import Engine
 from inferx.agent.runtimes.network import PodNetwork, PodNetworks
@@ -155,11 +155,7 @@ class Container:
                 return
             if time.monotonic() > deadline:
                 raise InferxError(f"container {self.name} survives: processes {left}")
-            for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+            processes.kill_each(left)
             await asyncio.sleep(GONE_POLL_S)
 
     def _groups(self, controller: str) -> list[Path]:

@@ -11,12 +11,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from inferx import procfs
-from inferx.agent.logs import PodLog
+from inferx.agent.runtimes import processes
 from inferx.agent.runtimes.command import FOLDER, INHERITED, command_of
 from inferx.agent.runtimes.limits import Limits
 from inferx.agent.runtimes.protocol import Checkpoints, Exit, WorkerSpec
@@ -70,9 +70,7 @@ class ProcessWorker:
         self._signal_group(signal.SIGSTOP)
         # The signal is only a request: what still runs may still use what is about to be released.
         deadline = time.monotonic() + FREEZE_BOUND_S
-        while running := [
-            one.pid for one in procfs.group_members(self.pid) if one.state not in "Tt"
-        ]:
+        while running := self._running():
             if time.monotonic() > deadline:
                 raise InferxError(f"processes {running} of group {self.pid} do not stop")
             await asyncio.sleep(GONE_POLL_S)
@@ -137,11 +135,7 @@ class ProcessWorker:
         return _orphans(self.pid, self._start_ticks)
 
     def _kill_escaped(self) -> None:
-        for pid in self._limits.pids():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        processes.kill_each(self._limits.pids())
 
     async def _gone_within(self, bound_s: float) -> bool:
         deadline = time.monotonic() + bound_s
@@ -210,7 +204,9 @@ class ProcessRuntime:
             Limits.create, _group_name(spec.folder), spec.alloc.cpu_millis, spec.alloc.mem_mb
         )
         try:
-            popen = await asyncio.to_thread(self._spawn, argv, environment, spec.folder)
+            popen = await asyncio.to_thread(
+                processes.spawn, argv, environment, self._work_dir, spec.folder
+            )
         except OSError as error:
             await limits.remove()
             raise StartFailed(
@@ -254,23 +250,6 @@ class ProcessRuntime:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _spawn(
-        self, argv: Sequence[str], environment: Mapping[str, str], folder: Path
-    ) -> subprocess.Popen[bytes]:
-        output = PodLog(folder).open_for_worker()
-        try:
-            return subprocess.Popen(  # noqa: S603 - running the function's command is the purpose
-                argv,
-                cwd=self._work_dir,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        finally:
-            os.close(output)
-
 
 def _group_name(folder: Path) -> str:
     """The same for every agent that uses this folder, and for no other folder."""
@@ -283,11 +262,7 @@ async def _end_orphans(pgid: int | None, start_ticks: int, limits: Limits) -> No
     while left := _orphans(pgid, start_ticks) | limits.pids():
         if time.monotonic() > deadline:
             raise InferxError(f"processes of group {pgid} survive SIGKILL: {sorted(left)}")
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        processes.kill_each(left)
         await asyncio.sleep(GONE_POLL_S)
     await limits.remove()
 
