@@ -3,5 +3,6 @@
 mod fairness;
 mod leases;
 mod pods;
+mod shares;
 mod story;
 mod warmth;
