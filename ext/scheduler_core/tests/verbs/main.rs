@@ -3,5 +3,6 @@
 mod fairness;
 mod leases;
 mod pods;
+mod pods_max;
 mod story;
 mod warmth;
