@@ -703,11 +703,11 @@ class SchedulerCore:
         weight, allow_standby, max_replica,
         min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit), namespace
         (tenant, name, disabled), node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus
-        as (index, type, vram_mib), context_overhead_mib, contexts_per_gpu_max), node_lost (name),
-        node_gone (name), pod (pod_id, node, tenant, namespace, name, revision, state, reason,
-        cpu_millis, mem_mib, cache_mib, devices, gpu_mib per device, contexts per device), pod_gone
-        (pod_id), start_result, park_result, terminate_result (pod_id, ok, code, reason, gone,
-        order).
+        as (index, type, vram_mib), context_overhead_mib, contexts_per_gpu_max, pods_max), node_lost
+        (name), node_gone (name), pod (pod_id, node, tenant, namespace, name, revision, state,
+        reason, cpu_millis, mem_mib, cache_mib, devices, gpu_mib per device, contexts per device),
+        pod_gone (pod_id), start_result, park_result, terminate_result (pod_id, ok, code, reason,
+        gone, order).
 
         `KeyError` or `ValueError` name an entry that is missing or wrong.
         """

@@ -49,6 +49,7 @@ class NodeResourcesConfig:
     gpus: str = "Auto"
     context_overhead_mb: int = 450
     max_context_per_gpu: int = 1
+    max_pods: int = 0  # running and parked ones; 0 = no limit
 
 
 @dataclass(frozen=True)
@@ -305,6 +306,7 @@ def _read_resources(fields: Fields) -> NodeResourcesConfig:
         gpus=gpus,
         context_overhead_mb=fields.integer("ContextOverhead", 450, unit="MB"),
         max_context_per_gpu=fields.integer("MaxContextPerGPU", 1, low=1),
+        max_pods=fields.integer("MaxPods", 0),
     )
 
 

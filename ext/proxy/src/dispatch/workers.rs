@@ -99,8 +99,8 @@ impl Function {
     }
 
     /// Others wait for slots of this worker: it keeps `most` of them, and no more than its calls
-    /// and those that wait can use now. Slots in use are given up as their calls end, and all of the
-    /// worker when nothing is kept. False when it was not there.
+    /// and those that wait can use now. Slots in use are given up as their calls end, and all of
+    /// the worker when nothing is kept. False when it was not there.
     pub(crate) fn trim_worker(self: &Arc<Self>, lease_id: u64, most: u32) -> bool {
         let mut state = self.lock();
         let waiting = u32::try_from(state.waiting.len()).unwrap_or(u32::MAX);

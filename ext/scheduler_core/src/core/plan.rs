@@ -409,6 +409,7 @@ fn resume_request(pod: &Pod) -> Request {
     Request {
         mem_mib: request.mem_mib.saturating_sub(pod.held.mem_mib),
         cache_mib: request.cache_mib.saturating_sub(pod.held.cache_mib),
+        pods: 0,
         ..request
     }
 }
