@@ -26,6 +26,7 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
         self.asked: list[tuple[str, str]] = []
         self.epochs: set[int] = set()
         self.failure: InferxError | None = None
+        self.max_pods = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self._servers: list[Server] = []
@@ -44,7 +45,7 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
             podmgr_port=self._servers[0].port,
             state_port=self._servers[1].port,
             boot_id="boot",
-            resources=NodeResources(8_000, 16_000, 0, gpus, 450, 1),
+            resources=NodeResources(8_000, 16_000, 0, gpus, 450, 1, self.max_pods),
         )
 
     async def stop(self) -> None:

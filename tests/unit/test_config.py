@@ -45,7 +45,7 @@ def test_a_complete_file(tmp_path: Path) -> None:
             "stateSvcAddrs": ["http://localhost:1237"],
             "auditdbAddr": "postgresql://u:${DB_PASSWORD}@db/audit",
             "resources": {"CPU": 30000, "Mem": 400000, "GPUs": "0-3", "ContextOverhead": 500,
-                          "MaxContextPerGPU": 2},
+                          "MaxContextPerGPU": 2, "MaxPods": 40},
             "snapshotDir": "/snap", "enableBlobStore": True, "blobStoreType": "s3",
             "blobStoreConfig": {"bucket": "b"}, "sharemem": {"size": 20, "hugepage": True},
             "tlsconfig": {"enable": True, "cert": "c", "key": "k"},
@@ -62,6 +62,7 @@ def test_a_complete_file(tmp_path: Path) -> None:
     assert loaded.auditdb_addr.reveal() == "postgresql://u:hunter2@db/audit"
     assert loaded.simulated_gpus == (SimulatedGpu("H100", 2, 80000),)
     assert loaded.resources.max_context_per_gpu == 2
+    assert loaded.resources.max_pods == 40
     assert loaded.scheduler_addr == "127.0.0.1:2238"
     assert loaded.warnings == ()
     assert "hunter2" not in repr(loaded)

@@ -25,6 +25,7 @@ from inferx.domain.objects import (
     Pod,
     PodStatus,
     Standby,
+    TenantLimit,
 )
 from inferx.errors import BadRequest
 from inferx.rpc import convert
@@ -289,6 +290,20 @@ def test_a_tenant_limit_cuts_a_policy_down() -> None:
     }  # fmt: skip
     cut = codec.parse_manifest(manifest)[0].spec.limit.apply(FuncPolicy(2, 8, 3, queue_len=100))
     assert cut == FuncPolicy(1, 1, 0, queue_len=5)
+
+
+def test_a_tenant_has_a_priority_and_a_weight() -> None:
+    def limit(**given: int) -> TenantLimit:
+        manifest = {"type": "tenant", "name": "x", "object": {"spec": {"limit": given}}}
+        read: TenantLimit = codec.parse_manifest(manifest)[0].spec.limit
+        return read
+
+    assert (limit().priority, limit().weight) == (0, 1)
+    assert (limit(priority=-5).priority, limit(weight=3).weight) == (-5, 3)
+    with pytest.raises(BadRequest, match=r"spec\.limit\.priority: .* within -1000\.\.1000"):
+        limit(priority=1001)
+    with pytest.raises(BadRequest, match=r"spec\.limit\.weight: .* within 1\.\.1000000, got 0"):
+        limit(weight=0)
 
 
 def test_pods_and_nodes_travel_unchanged() -> None:

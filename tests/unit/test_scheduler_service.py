@@ -83,7 +83,18 @@ class Cluster:
         answer = await client.call(self.state.Create, ixmeta_pb2.CreateRequestMessage(obj=obj))
         return int(answer.revision)
 
-    async def function(self, name: str, vram_mb: int = 14_000, **policy: Any) -> int:
+    async def replace(self, kind: str, key: tuple[str, str, str], raw: dict[str, Any]) -> None:
+        get = ixmeta_pb2.GetRequestMessage(
+            obj_type=kind, tenant=key[0], namespace=key[1], name=key[2]
+        )
+        known = await client.call(self.state.Get, get)
+        obj = convert.to_proto(codec.new(kind, key, raw))
+        request = ixmeta_pb2.UpdateRequestMessage(obj=obj, expect_rev=known.obj.revision)
+        await client.call(self.state.Update, request)
+
+    async def function(
+        self, name: str, vram_mb: int = 14_000, tenant: str = "t", **policy: Any
+    ) -> int:
         spec = {
             "image": "i",
             "resources": {
@@ -93,11 +104,13 @@ class Cluster:
             },
             "policy": {"Obj": policy},
         }
-        return await self.create("function", ("t", "n", name), {"spec": spec})
+        return await self.create("function", (tenant, "n", name), {"spec": spec})
 
-    async def lease(self, name: str, request_id: str = "", wait_ms: int = 20_000) -> Any:
+    async def lease(
+        self, name: str, request_id: str = "", wait_ms: int = 20_000, tenant: str = "t"
+    ) -> Any:
         request = pb.LeaseWorkerReq(
-            tenant="t",
+            tenant=tenant,
             namespace="n",
             funcname=name,
             fprevision=1,
@@ -179,6 +192,38 @@ async def test_refusals_say_why(cluster: Cluster) -> None:
         with pytest.raises(StartFailed, match="the weights are missing"):
             await cluster.lease("broken")
     assert len(cluster.agent.asked) == 1, "a broken function backs off"
+
+
+async def test_the_limit_of_pods_is_named(cluster: Cluster) -> None:
+    await cluster.agent.stop()
+    cluster.agent.max_pods = 1
+    node = await cluster.agent.start()
+    await cluster.replace("node", ("system", "system", "n1"), node.to_raw())
+    await cluster.function("f")
+    await cluster.function("g")
+    await cluster.lease("f")
+    with pytest.raises(NoCapacity, match="too_many_pods: 1"):
+        await cluster.lease("g", wait_ms=300)
+
+
+async def test_a_tenant_of_higher_priority_is_served_first(cluster: Cluster) -> None:
+    limit = {"priority": 5, "weight": 2}
+    await cluster.create("tenant", ("system", "system", "u"), {"spec": {"limit": limit}})
+    await cluster.create("namespace", ("u", "system", "n"), {"spec": {}})
+    for name, tenant in (("a", "t"), ("b", "t"), ("elder", "t"), ("urgent", "u")):
+        await cluster.function(name, vram_mb=23_000, tenant=tenant)
+    held = [await cluster.lease("a"), await cluster.lease("b")]  # both GPUs
+    brain = cluster.scheduler.brain
+    waits = []
+    for name, tenant in (("elder", "t"), ("urgent", "u")):
+        waits.append(asyncio.create_task(cluster.lease(name, tenant=tenant)))
+        await until(lambda: brain.stats()["tickets"] == len(waits))
+    await cluster.give_back(held[0])
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    elder, urgent = waits
+    assert urgent.done()
+    assert not elder.done()
+    elder.cancel()
 
 
 async def test_a_slow_start_ends_at_the_deadline(cluster: Cluster) -> None:

@@ -291,7 +291,10 @@ fn spec_of(name: &str, has: &Capacity) -> place::NodeSpec {
             0 => None,
             limit => u16::try_from(limit).ok(),
         },
-        pods_max: None,
+        pods_max: match has.pods_max {
+            0 => None,
+            limit => Some(limit),
+        },
     }
 }
 
@@ -316,6 +319,10 @@ fn left_of(ledger: &Ledger) -> place::Left {
         cache_mb: match has.cache_mib {
             0 => u32::MAX,
             limit => rest(limit, used.cache_mib),
+        },
+        pods: match has.pods_max {
+            0 => None,
+            limit => Some(limit.saturating_sub(used.pods)),
         },
         devices: devices.collect(),
     }

@@ -38,6 +38,7 @@ impl Ledger {
         used.cpu_millis <= has.cpu_millis
             && used.mem_mib <= has.mem_mib
             && self.has_cache(0)
+            && used.pods <= self.pods_max()
             && used.gpus.iter().all(|share| {
                 let contexts_max = self.contexts_max();
                 has.gpus
@@ -54,10 +55,12 @@ impl Ledger {
     }
 
     fn contexts_max(&self) -> u32 {
-        match self.capacity.contexts_per_gpu_max {
-            0 => u32::MAX,
-            limit => limit,
-        }
+        unlimited_if_0(self.capacity.contexts_per_gpu_max)
+    }
+
+    /// How many pods may be here at once.
+    pub(crate) fn pods_max(&self) -> u32 {
+        unlimited_if_0(self.capacity.pods_max)
     }
 
     pub(crate) fn share_of(&self, index: u32) -> (u64, u32) {
@@ -82,6 +85,9 @@ impl Ledger {
         may_use: impl Fn(u32) -> bool,
     ) -> Result<Holding, Shortage> {
         let (used, has) = (&self.used, &self.capacity);
+        if used.pods + request.pods > self.pods_max() {
+            return Err(Shortage::Pods);
+        }
         if used.cpu_millis + request.cpu_millis > has.cpu_millis {
             return Err(Shortage::Cpu);
         }
@@ -99,6 +105,7 @@ impl Ledger {
             cpu_millis: request.cpu_millis,
             mem_mib: request.mem_mib,
             cache_mib: request.cache_mib,
+            pods: request.pods,
             gpus,
         })
     }
@@ -178,5 +185,12 @@ impl Ledger {
         options.truncate(count);
         let left = options.iter().map(|(left, _)| left).sum();
         Ok((left, options.into_iter().map(|(_, share)| share).collect()))
+    }
+}
+
+fn unlimited_if_0(limit: u32) -> u32 {
+    match limit {
+        0 => u32::MAX,
+        limit => limit,
     }
 }

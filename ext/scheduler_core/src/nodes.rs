@@ -20,8 +20,8 @@ pub struct GpuCapacity {
     pub vram_mib: u64,
 }
 
-/// Everything a node has. Where it names no limit of contexts or no cache memory (0), these do not
-/// limit anything: images of simulated GPUs, for one, take no memory at all.
+/// Everything a node has. Where it names no limit of contexts or pods or no cache memory (0), these
+/// do not limit anything: images of simulated GPUs, for one, take no memory at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Capacity {
@@ -31,6 +31,8 @@ pub struct Capacity {
     pub gpus: Vec<GpuCapacity>,
     pub context_overhead_mib: u64,
     pub contexts_per_gpu_max: u32,
+    /// Running and parked ones alike.
+    pub pods_max: u32,
 }
 
 /// The GPU part of a request: `count` GPUs of one type with `vram_mib` on each (0 = whole GPUs).
@@ -50,6 +52,8 @@ pub struct Request {
     pub cpu_millis: u64,
     pub mem_mib: u64,
     pub cache_mib: u64,
+    /// 1 for a new pod, 0 for one that is on the node already.
+    pub pods: u32,
     pub gpu: Option<GpuRequest>,
 }
 
@@ -69,6 +73,7 @@ pub struct Holding {
     pub cpu_millis: u64,
     pub mem_mib: u64,
     pub cache_mib: u64,
+    pub pods: u32,
     pub gpus: Vec<GpuShare>,
 }
 
@@ -78,6 +83,7 @@ impl Holding {
         self.cpu_millis += other.cpu_millis;
         self.mem_mib += other.mem_mib;
         self.cache_mib += other.cache_mib;
+        self.pods += other.pods;
         for share in &other.gpus {
             match self.gpus.iter_mut().find(|own| own.index == share.index) {
                 Some(own) => {
@@ -94,6 +100,7 @@ impl Holding {
         self.cpu_millis = minus(self.cpu_millis, part.cpu_millis);
         self.mem_mib = minus(self.mem_mib, part.mem_mib);
         self.cache_mib = minus(self.cache_mib, part.cache_mib);
+        self.pods = self.pods.checked_sub(part.pods).expect("pods below zero");
         for share in &part.gpus {
             let own = self.gpus.iter_mut().find(|own| own.index == share.index);
             let own = own.expect("a GPU share is given back that was never taken");
@@ -122,6 +129,7 @@ impl Holding {
             cpu_millis: self.cpu_millis.min(other.cpu_millis),
             mem_mib: self.mem_mib.min(other.mem_mib),
             cache_mib: self.cache_mib.min(other.cache_mib),
+            pods: self.pods.min(other.pods),
             gpus: gpus.collect(),
         }
     }
@@ -138,6 +146,7 @@ fn minus(from: u64, part: u64) -> u64 {
 pub enum Shortage {
     NotReady,
     BackingOff,
+    Pods,
     Cpu,
     Memory,
     CacheMemory,
@@ -153,6 +162,7 @@ impl Shortage {
         match self {
             Shortage::NotReady => "not_ready",
             Shortage::BackingOff => "backing_off_after_a_fault",
+            Shortage::Pods => "too_many_pods",
             Shortage::Cpu => "too_little_cpu",
             Shortage::Memory => "too_little_memory",
             Shortage::CacheMemory => "too_little_cache_memory",

@@ -255,6 +255,7 @@ def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_po
             gpus=tuple(GpuDevice(gpu.index, gpu.type, gpu.vram_mb) for gpu in ledger.gpus),
             context_overhead_mb=config.resources.context_overhead_mb,
             max_context_per_gpu=config.resources.max_context_per_gpu,
+            max_pods=config.resources.max_pods,
         ),
     )
 

@@ -34,6 +34,7 @@ class NodeResources:
     gpus: tuple[GpuDevice, ...] = ()
     context_overhead_mb: int = 0
     max_context_per_gpu: int = 1
+    max_pods: int = 0  # running and parked ones; 0 = no limit
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Node:
                     "GPUs": [gpu.to_raw() for gpu in resources.gpus],
                     "ContextOverhead": resources.context_overhead_mb,
                     "MaxContextPerGPU": resources.max_context_per_gpu,
+                    "MaxPods": resources.max_pods,
                 },
             },
             "status": {
@@ -260,6 +262,7 @@ def _read_node_resources(fields: Fields | None) -> NodeResources:
         ),
         context_overhead_mb=fields.integer("ContextOverhead", 0, unit="MB"),
         max_context_per_gpu=fields.integer("MaxContextPerGPU", 1, low=1),
+        max_pods=fields.integer("MaxPods", 0),
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from inferx.domain.reader import Fields
 
+PRIORITY_MAX = 1_000
+WEIGHT_MAX = 1_000_000
 _ALIASES = {
     "parallel": "maxConcurrency",
     "min_replica": "minReplicas",
@@ -61,7 +63,7 @@ class PolicyRef:
 
 @dataclass(frozen=True)
 class TenantLimit:
-    """What a tenant may use; None = not limited."""
+    """What a tenant may use (None = not limited), and whose turn it is when there is too little."""
 
     max_funccount: int | None = None
     allow_mem_standby: bool = True
@@ -74,6 +76,10 @@ class TenantLimit:
     """Calls in a second, at each gateway."""
     max_concurrency: int | None = None
     max_tokens_per_minute: int | None = None
+    priority: int = 0
+    """When tenants compete for room, those of a higher priority are served first."""
+    weight: int = 1
+    """Among tenants of one priority, who uses least GPU for its weight is served first."""
 
     def apply(self, policy: FuncPolicy) -> FuncPolicy:
         """`policy` cut down to what the tenant may use."""
@@ -182,6 +188,8 @@ def read_limit(fields: Fields | None) -> TenantLimit:
         max_request_rate=_optional_rate(fields),
         max_concurrency=fields.optional_integer("max_concurrency"),
         max_tokens_per_minute=fields.optional_integer("max_tokens_per_minute"),
+        priority=fields.integer("priority", 0, low=-PRIORITY_MAX, high=PRIORITY_MAX),
+        weight=fields.integer("weight", 1, low=1, high=WEIGHT_MAX),
     )
     fields.finish()
     return limit

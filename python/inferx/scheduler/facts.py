@@ -65,6 +65,8 @@ def tenant_fact(obj: Object[Tenant], gone: bool = False) -> dict[str, Any]:
         "max_standby": limit.max_standby,
         "max_gpu_milli": None if limit.max_gpu is None else limit.max_gpu * 1000,
         "max_queue_len": limit.max_queue_len,
+        "priority": limit.priority,
+        "weight": limit.weight,
     }
 
 
@@ -92,6 +94,7 @@ def node_fact(name: str, node: Node, ready: bool) -> dict[str, Any]:
         "gpus": [(gpu.index, gpu.type, gpu.vram_mb) for gpu in resources.gpus],
         "context_overhead_mib": resources.context_overhead_mb,
         "contexts_per_gpu_max": resources.max_context_per_gpu,
+        "pods_max": resources.max_pods,
     }
 
 

@@ -2,6 +2,7 @@
 //! It must never ask back; what a fact does not say stays as it was.
 
 use super::Core;
+use super::fault::Fault;
 use super::messages::{Fact, Refusal};
 use super::model::{Backoff, FuncId, FuncKey, PodIx, Policy, Spec};
 use crate::nodes::{Capacity, Ledger, Node, NodeId};
@@ -152,6 +153,10 @@ impl Core {
 
     fn node(&mut self, now_ms: u64, name: String, boot_id: String, ready: bool, has: Capacity) {
         self.capacity_changed = true;
+        let has = match self.breaks(Fault::IgnorePodLimit) {
+            true => Capacity { pods_max: 0, ..has },
+            false => has,
+        };
         let Some(id) = self.node_ids.get(&name).copied() else {
             self.node_counter += 1;
             let id = NodeId(self.node_counter);

@@ -31,6 +31,8 @@ pub enum Fault {
     IgnoreReplicaLimit,
     /// A tenant's limit of GPUs is not looked at.
     IgnoreTenantLimit,
+    /// A node takes any number of pods.
+    IgnorePodLimit,
     /// A disabled tenant is served.
     ServeDisabled,
     /// Slots of a pod of an older revision are leased.
@@ -58,6 +60,7 @@ impl Fault {
         Fault::KeepLeasesOfSilent,
         Fault::IgnoreReplicaLimit,
         Fault::IgnoreTenantLimit,
+        Fault::IgnorePodLimit,
         Fault::ServeDisabled,
         Fault::LeaseOldRevision,
         Fault::EvictBusy,

@@ -178,6 +178,7 @@ impl Spec {
             cpu_millis: self.cpu_millis,
             mem_mib: self.mem_mib,
             cache_mib: self.cache_mib,
+            pods: 1,
             gpu: (self.gpu_count > 0).then(|| GpuRequest {
                 kind: self.gpu_kind.clone(),
                 count: self.gpu_count,
@@ -206,6 +207,7 @@ impl Spec {
             cpu_millis: 0,
             mem_mib: resident.min(self.mem_mib),
             cache_mib: self.cache_mib + self.image_mib(held),
+            pods: 1,
             gpus: Vec::new(),
         }
     }

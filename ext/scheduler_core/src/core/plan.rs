@@ -131,7 +131,7 @@ impl Core {
         by_demand.max(u64::from(by_minimum))
     }
 
-    fn slots_running(&self, func: FuncId) -> u64 {
+    pub(super) fn slots_running(&self, func: FuncId) -> u64 {
         let pods = self.functions[&func].pods.iter().map(|ix| self.pod(*ix));
         let open = pods.filter(|pod| matches!(pod.state, State::Idle | State::Working));
         let open = open.filter(|pod| self.is_wanted(pod));
@@ -409,6 +409,7 @@ fn resume_request(pod: &Pod) -> Request {
     Request {
         mem_mib: request.mem_mib.saturating_sub(pod.held.mem_mib),
         cache_mib: request.cache_mib.saturating_sub(pod.held.cache_mib),
+        pods: 0,
         ..request
     }
 }

@@ -326,6 +326,7 @@ fn missing(ledger: &Ledger, more: &Holding) -> Holding {
             0 => 0,
             limit => over(used.cache_mib, more.cache_mib, limit),
         },
+        pods: (used.pods + more.pods).saturating_sub(ledger.pods_max()),
         gpus: gpus.collect(),
     }
 }

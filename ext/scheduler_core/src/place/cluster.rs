@@ -236,6 +236,7 @@ impl Cluster {
             cpu_millis: free.cpu,
             mem_mb: free.mem,
             cache_mb: free.cache,
+            pods: (free.pods != UNLIMITED).then_some(free.pods),
             devices: devices.collect(),
         })
     }
@@ -255,6 +256,7 @@ impl Cluster {
         self.change(node.slot, |node| {
             let free = &mut node.free;
             (free.cpu, free.mem, free.cache) = (left.cpu_millis, left.mem_mb, left.cache_mb);
+            free.pods = left.pods.unwrap_or(UNLIMITED);
             for (device, left) in free.devices.iter_mut().zip(left.devices) {
                 (device.free, device.contexts) = (left.units, left.contexts.unwrap_or(UNLIMITED));
             }

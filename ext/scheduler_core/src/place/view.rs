@@ -63,6 +63,8 @@ pub struct Left {
     pub cpu_millis: u32,
     pub mem_mb: u32,
     pub cache_mb: u32,
+    /// Pods that may still come; `None` means no limit.
+    pub pods: Option<u32>,
     /// In index order.
     pub devices: Vec<DeviceLeft>,
 }

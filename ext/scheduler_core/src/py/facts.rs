@@ -153,6 +153,7 @@ fn parse_node(fact: &Reader<'_, '_>) -> PyResult<Fact> {
             gpus: gpus.collect(),
             context_overhead_mib: fact.find("context_overhead_mib")?.unwrap_or(0),
             contexts_per_gpu_max: fact.find("contexts_per_gpu_max")?.unwrap_or(0),
+            pods_max: fact.find("pods_max")?.unwrap_or(0),
         },
     })
 }
@@ -177,6 +178,7 @@ fn parse_pod(fact: &Reader<'_, '_>) -> PyResult<Fact> {
             cpu_millis: fact.find("cpu_millis")?.unwrap_or(0),
             mem_mib: fact.find("mem_mib")?.unwrap_or(0),
             cache_mib: fact.find("cache_mib")?.unwrap_or(0),
+            pods: 1,
             gpus: gpus.collect(),
         },
     }))

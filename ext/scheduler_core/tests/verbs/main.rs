@@ -3,5 +3,7 @@
 mod fairness;
 mod leases;
 mod pods;
+mod pods_max;
+mod shares;
 mod story;
 mod warmth;

@@ -20,6 +20,8 @@ pub fn key(name: &str) -> FuncKey {
 pub struct World {
     pub core: Core,
     pub now: u64,
+    /// Of the nodes to come; 0 = no limit.
+    pub pods_max: u32,
     asked: u64,
 }
 
@@ -39,6 +41,7 @@ impl World {
         let mut world = World {
             core: Core::new(config),
             now: 0,
+            pods_max: 0,
             asked: 0,
         };
         world.node("one", gpus, true);
@@ -58,6 +61,7 @@ impl World {
             gpus: (0..gpus).map(gpu).collect(),
             context_overhead_mib: 400,
             contexts_per_gpu_max: 0,
+            pods_max: self.pods_max,
         };
         let (name, boot_id) = (name.to_owned(), "boot".to_owned());
         self.observe(Fact::Node {
@@ -93,9 +97,21 @@ impl World {
     }
 
     pub fn ask_with(&mut self, name: &str, request_id: &str, slots: u32, wait_ms: u64) -> Answer {
+        self.ask_of(1, name, request_id, slots, wait_ms)
+    }
+
+    /// The same of any gateway.
+    pub fn ask_of(
+        &mut self,
+        gateway: i64,
+        name: &str,
+        request_id: &str,
+        slots: u32,
+        wait_ms: u64,
+    ) -> Answer {
         let ask = Ask {
             key: key(name),
-            gateway: 1,
+            gateway,
             consumer: String::new(),
             request_id: request_id.into(),
             slots,
@@ -195,6 +211,7 @@ impl World {
                 cpu_millis: 1_000,
                 mem_mib: 1_000,
                 cache_mib: 0,
+                pods: 1,
                 gpus: vec![share],
             },
         }));

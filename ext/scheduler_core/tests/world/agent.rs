@@ -31,6 +31,11 @@ pub struct Agent {
 impl Agent {
     /// Takes the room of a pod, or says on which GPU it does not fit.
     pub fn admit(&self, pod_id: &str, alloc: &Alloc, leaving: &[&str]) -> Result<(), String> {
+        let stays = |id: &&String| *id != pod_id && !leaving.contains(&id.as_str());
+        let pods = self.pods.keys().filter(stays).count() as u32;
+        if self.capacity.pods_max > 0 && pods >= self.capacity.pods_max {
+            return Err(format!("there are {pods} pods already"));
+        }
         for device in &alloc.devices {
             let capacity = self.capacity.gpus.iter().find(|gpu| gpu.index == *device);
             let capacity = capacity.ok_or("no such GPU")?.vram_mib;
@@ -68,6 +73,7 @@ impl Agent {
                 cpu_millis: if parked { 0 } else { pod.alloc.cpu_millis },
                 mem_mib: pod.alloc.mem_mib,
                 cache_mib: pod.alloc.cache_mib,
+                pods: 1,
                 gpus: if parked { Vec::new() } else { gpus.collect() },
             },
         })

@@ -25,6 +25,7 @@ impl World {
                 gpus: (0..gpus).map(gpu).collect(),
                 context_overhead_mib: 400,
                 contexts_per_gpu_max: self.random.below(4) as u32,
+                pods_max: self.random.pick(&[0, 0, 2, 5]),
             };
             let name = format!("node{at}");
             let pods = Default::default();
