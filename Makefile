@@ -33,8 +33,7 @@ demo: build ## start the platform, deploy real functions, call them; RUNTIME=run
 .PHONY: test
 test: build ## install what the tests need and run all of them
 	scripts/test-deps
-	cargo test -q --workspace --no-default-features
-	$(PY) -m pytest -n 2 --dist loadgroup
+	scripts/test
 
 .PHONY: lint
 lint: build ## formatting, clippy, ruff, types, stub of the extension

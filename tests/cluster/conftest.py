@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def start_platform(
     try:
         eventually(ready, START_SECONDS, f"inferx up is ready; see {output}")
     except AssertionError:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself, and says why
+            os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(output.read_text()) from None
     return platform
 
