@@ -12,6 +12,7 @@ pub mod pod;
 #[cfg(feature = "python")]
 pub mod py;
 pub mod queue;
+pub mod shared;
 pub mod sim;
 
 pub use crate::core::Core;

@@ -6,7 +6,8 @@ use pyo3::types::{PyDict, PyList};
 use crate::core::messages::{Alloc, Effect, PodRef, StartOrder};
 use crate::core::model::FuncKey;
 
-pub(super) fn effect_dict(py: Python<'_>, effect: Effect) -> PyResult<Bound<'_, PyDict>> {
+/// One effect as the orders of the scheduler read it.
+pub fn effect_dict(py: Python<'_>, effect: Effect) -> PyResult<Bound<'_, PyDict>> {
     match effect {
         Effect::Grant { ticket, grant } => {
             let dict = named(py, "grant")?;

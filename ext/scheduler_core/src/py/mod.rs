@@ -4,7 +4,9 @@
 mod effects;
 mod facts;
 
-use pyo3::exceptions::PyValueError;
+use std::sync::{Arc, MutexGuard};
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -15,7 +17,9 @@ use crate::core::model::{Config, Eviction, FuncKey, StartKind};
 use crate::place;
 use crate::pod::{self, Event, State};
 use crate::queue::TicketId;
-use effects::{alloc_dict, effect_dict, key_dict};
+use crate::shared::{Shared, Timed};
+pub use effects::effect_dict;
+use effects::{alloc_dict, key_dict};
 use facts::{Reader, parse_fact};
 
 /// Adds this crate's classes to the extension module.
@@ -46,9 +50,29 @@ fn parse_state(name: &str) -> PyResult<State> {
         .ok_or_else(|| PyValueError::new_err(format!("no pod state is named {name:?}")))
 }
 
-#[pyclass(module = "inferx._ext")]
-struct SchedulerCore {
-    core: Core,
+/// The core; documented in `_ext.pyi`.
+#[pyclass(frozen, module = "inferx._ext")]
+pub struct SchedulerCore {
+    core: Arc<Shared>,
+}
+
+impl SchedulerCore {
+    /// The same core for a thread that does without Python.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.core.clone()
+    }
+
+    fn core(&self) -> PyResult<MutexGuard<'_, Timed>> {
+        let broken = |_| PyRuntimeError::new_err("the core is broken: an earlier verb panicked");
+        self.core.lock().map_err(broken)
+    }
+
+    /// The core, and the time to call a verb with.
+    fn core_at(&self, now_ms: u64) -> PyResult<(MutexGuard<'_, Timed>, u64)> {
+        let mut core = self.core()?;
+        let now_ms = core.at(now_ms);
+        Ok((core, now_ms))
+    }
 }
 
 #[pymethods]
@@ -80,7 +104,7 @@ impl SchedulerCore {
             ..Config::default()
         };
         Ok(SchedulerCore {
-            core: Core::new(config),
+            core: Arc::new(Shared::new(Timed::new(Core::new(config)))),
         })
     }
 
@@ -90,7 +114,7 @@ impl SchedulerCore {
         consumer = ""
     ))]
     fn lease<'py>(
-        &mut self,
+        &self,
         py: Python<'py>,
         now_ms: u64,
         tenant: &str,
@@ -113,7 +137,10 @@ impl SchedulerCore {
             slots,
             deadline_ms,
         };
-        match self.core.lease(now_ms, ask) {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        let answer = core.lease(now_ms, ask);
+        drop(core);
+        match answer {
             Answer::Leased(g) => {
                 let start = match g.start {
                     StartKind::Warm => intern!(py, "warm"),
@@ -132,100 +159,131 @@ impl SchedulerCore {
     }
 
     #[pyo3(signature = (now_ms, lease_id, ok = true))]
-    fn give_back(&mut self, now_ms: u64, lease_id: u64, ok: bool) -> bool {
-        self.core.give_back(now_ms, lease_id, ok)
+    fn give_back(&self, now_ms: u64, lease_id: u64, ok: bool) -> PyResult<bool> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        Ok(core.give_back(now_ms, lease_id, ok))
     }
 
-    fn share(&self, lease_id: u64) -> Option<u32> {
-        self.core.share(lease_id)
+    fn share(&self, lease_id: u64) -> PyResult<Option<u32>> {
+        Ok(self.core()?.share(lease_id))
     }
 
-    fn trim(&mut self, now_ms: u64, lease_id: u64, slots: u32) -> bool {
-        self.core.trim(now_ms, lease_id, slots)
+    fn trim(&self, now_ms: u64, lease_id: u64, slots: u32) -> PyResult<bool> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        Ok(core.trim(now_ms, lease_id, slots))
     }
 
-    fn cancel(&mut self, now_ms: u64, ticket: u64) -> bool {
-        self.core.cancel(now_ms, TicketId(ticket))
+    fn cancel(&self, now_ms: u64, ticket: u64) -> PyResult<bool> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        Ok(core.cancel(now_ms, TicketId(ticket)))
     }
 
-    fn connect(&mut self, now_ms: u64, gateway_id: i64) {
-        self.core.connect(now_ms, gateway_id);
+    fn connect(&self, now_ms: u64, gateway_id: i64) -> PyResult<()> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        core.connect(now_ms, gateway_id);
+        Ok(())
     }
 
-    fn expect(&mut self, now_ms: u64, gateway_ids: Vec<i64>) {
-        self.core.expect(now_ms, &gateway_ids);
+    fn expect(&self, now_ms: u64, gateway_ids: Vec<i64>) -> PyResult<()> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        core.expect(now_ms, &gateway_ids);
+        Ok(())
     }
 
-    fn heard(&mut self, now_ms: u64, gateway_id: i64) {
-        self.core.heard(now_ms, gateway_id);
+    fn heard(&self, now_ms: u64, gateway_id: i64) -> PyResult<()> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        core.heard(now_ms, gateway_id);
+        Ok(())
     }
 
-    fn holds(&self, gateway_id: i64, lease_id: u64) -> bool {
-        self.core.holds(gateway_id, lease_id)
+    fn holds(&self, gateway_id: i64, lease_id: u64) -> PyResult<bool> {
+        Ok(self.core()?.holds(gateway_id, lease_id))
     }
 
-    fn replace(&mut self, now_ms: u64, gateway_id: i64) {
-        self.core.replace(now_ms, gateway_id);
+    fn replace(&self, now_ms: u64, gateway_id: i64) -> PyResult<()> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        core.replace(now_ms, gateway_id);
+        Ok(())
     }
 
-    fn refresh(&mut self, now_ms: u64, gateway_id: i64) -> bool {
-        self.core.refresh(now_ms, gateway_id)
+    fn refresh(&self, now_ms: u64, gateway_id: i64) -> PyResult<bool> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        Ok(core.refresh(now_ms, gateway_id))
     }
 
     fn announce(
-        &mut self,
+        &self,
         now_ms: u64,
         gateway_id: i64,
         lease_id: u64,
         pod_id: &str,
         slots: u32,
-    ) -> bool {
-        self.core
-            .announce(now_ms, gateway_id, lease_id, pod_id, slots)
+    ) -> PyResult<bool> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        Ok(core.announce(now_ms, gateway_id, lease_id, pod_id, slots))
     }
 
-    fn kill(&mut self, now_ms: u64, pod_id: &str) -> Option<bool> {
-        self.core.kill(now_ms, pod_id)
+    fn kill(&self, now_ms: u64, pod_id: &str) -> PyResult<Option<bool>> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        Ok(core.kill(now_ms, pod_id))
     }
 
-    fn knows(&self, tenant: &str, namespace: &str, funcname: &str, revision: i64) -> bool {
-        self.core
-            .knows(&func_key(tenant, namespace, funcname), revision)
+    fn knows(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        funcname: &str,
+        revision: i64,
+    ) -> PyResult<bool> {
+        Ok(self
+            .core()?
+            .knows(&func_key(tenant, namespace, funcname), revision))
     }
 
-    fn waiting(&self, tenant: &str, namespace: &str, funcname: &str) -> Option<(usize, String)> {
-        self.core.waiting(&func_key(tenant, namespace, funcname))
+    fn waiting(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        funcname: &str,
+    ) -> PyResult<Option<(usize, String)>> {
+        Ok(self.core()?.waiting(&func_key(tenant, namespace, funcname)))
     }
 
-    fn observe(&mut self, now_ms: u64, fact: &Bound<'_, PyDict>) -> PyResult<()> {
+    fn observe(&self, now_ms: u64, fact: &Bound<'_, PyDict>) -> PyResult<()> {
         let fact = parse_fact(&Reader(fact))?;
-        self.core.observe(now_ms, fact);
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        core.observe(now_ms, fact);
         Ok(())
     }
 
-    fn tick(&mut self, now_ms: u64) {
-        self.core.tick(now_ms);
+    fn tick(&self, now_ms: u64) -> PyResult<()> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        core.tick(now_ms);
+        Ok(())
     }
 
-    fn next_wakeup_ms(&self) -> Option<u64> {
-        self.core.next_wakeup_ms()
+    fn next_wakeup_ms(&self) -> PyResult<Option<u64>> {
+        Ok(self.core()?.next_wakeup_ms())
     }
 
-    fn effects<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    fn effects<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let effects = PyList::empty(py);
-        for effect in self.core.effects() {
+        let decided = self.core()?.effects();
+        for effect in decided {
             effects.append(effect_dict(py, effect)?)?;
         }
         Ok(effects)
     }
 
-    fn check(&self, now_ms: u64) {
-        self.core.check(now_ms);
+    fn check(&self, now_ms: u64) -> PyResult<()> {
+        self.core()?.check(now_ms);
+        Ok(())
     }
 
     fn pods<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let pods = PyList::empty(py);
-        for pod in self.core.pods() {
+        let shown = self.core()?.pods();
+        for pod in shown {
             let dict = key_dict(py, &pod.key)?;
             dict.set_item("pod_id", pod.pod_id)?;
             dict.set_item("revision", pod.revision)?;
@@ -243,7 +301,7 @@ impl SchedulerCore {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.core.stats();
+        let stats = self.core()?.stats();
         let dict = PyDict::new(py);
         dict.set_item("functions", stats.functions)?;
         dict.set_item("nodes", stats.nodes)?;
