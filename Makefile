@@ -150,7 +150,8 @@ crash-points: build ## kill each service after its n-th write to the store, for 
 	$(PY) -m tests.chaos.crash_points
 
 .PHONY: bench-lease
-bench-lease: build ## lease + return over gRPC against a scheduler process; ARGS=...
+bench-lease: build ## lease + return over gRPC; ARGS="--against DIR" beside another built checkout
+	cargo build -q --release -p scheduler_server --example pairs
 	$(PY) -m bench.lease $(ARGS)
 
 .PHONY: bench-scale

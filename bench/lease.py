@@ -1,12 +1,13 @@
 """lease + return over gRPC against a real scheduler process: pairs a second, and latency.
 
-It must never count a pair that failed. Prints one JSON row a number of calls in flight.
+It must never count a pair that failed. Prints one JSON row a load and server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,19 @@ from tests.helpers.gateway_kit import free_ports
 from tests.helpers.state_client import Client
 
 START_S = 60.0
+BINARY = Path(__file__).parents[1] / "target/release/examples/pairs"
 SLOTS = 10_000  # of the one worker: every lease is warm
 NAMES = {"tenant": "t", "namespace": "n", "funcname": "f"}
 _stub: Any = na_pb2_grpc.SchedulerServiceStub
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scheduler process to measure."""
+
+    name: str
+    address: str
+    pid: int
 
 
 def ask(gateway: int) -> pb.LeaseWorkerReq:
@@ -36,14 +49,17 @@ def ask(gateway: int) -> pb.LeaseWorkerReq:
     return pb.LeaseWorkerReq(**NAMES, fprevision=1, gateway_id=gateway, slots=1, deadline_ms=20_000)
 
 
-async def pairs(address: str, gateway: int, in_flight: int, until: float) -> list[float]:
-    """Seconds of each pair, from `in_flight` loops that do nothing else."""
+async def pairs(
+    address: str, gateway: int, in_flight: int, seconds: float, told: Any = None
+) -> list[float]:
+    """Seconds of each pair, from `in_flight` loops that do nothing else, so long or until told."""
+    until = time.monotonic() + seconds
     channel = client.channel(address)
     stub = _stub(channel)
     took: list[float] = []
 
     async def loop() -> None:
-        while (begun := time.monotonic()) < until:
+        while (begun := time.monotonic()) < until and not (told and told.is_set()):
             lease = await stub.LeaseWorker(ask(gateway))
             await stub.ReturnWorker(pb.ReturnWorkerReq(lease_id=lease.lease_id, id=lease.id))
             took.append(time.monotonic() - begun)
@@ -53,34 +69,67 @@ async def pairs(address: str, gateway: int, in_flight: int, until: float) -> lis
     return took
 
 
-def _caller(address: str, gateway: int, in_flight: int, until: float, results: Any) -> None:
-    results.put(asyncio.run(pairs(address, gateway, in_flight, until)))
+def call_until_told(
+    address: str, gateway: int, in_flight: int, seconds: float, results: Any, told: Any
+) -> None:
+    """For a process of its own: calls, and puts the seconds of each pair into `results`."""
+    results.put(asyncio.run(pairs(address, gateway, in_flight, seconds, told)))
 
 
-def measure(address: str, pid: int, callers: int, in_flight: int, seconds: float) -> dict[str, Any]:
-    """One row; the scheduler's own processor time says what one core of it can do."""
+def from_python(address: str, callers: int, in_flight: int, seconds: float) -> list[float]:
+    """Seconds of each pair, called as gateways do."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    begun, before = time.monotonic() + 2.0, _cpu_s(pid)  # the callers import until then
     each = max(1, in_flight // callers)
     workers = [
-        context.Process(target=_caller, args=(address, n + 1, each, begun + seconds, results))
+        context.Process(target=call_until_told, args=(address, n + 1, each, seconds, results, None))
         for n in range(callers)
     ]
     for worker in workers:
         worker.start()
-    took = sorted(second for _ in workers for second in results.get())
-    used = _cpu_s(pid) - before
+    took = [second for _ in workers for second in results.get()]
     for worker in workers:
         worker.join()
-    return {
-        "bench": "lease", "in_flight": each * callers, "pairs": len(took),
-        "pairs_per_s": round(len(took) / seconds),
-        "pairs_per_scheduler_cpu_s": round(len(took) / used),
-        "scheduler_cores_used": round(used / seconds, 2),
-        "p50_ms": round(took[len(took) // 2] * 1000, 2),
-        "p99_ms": round(took[int(len(took) * 0.99)] * 1000, 2),
-    }  # fmt: skip
+    return took
+
+
+def measure(target: Target, kind: str, calls: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """One row; the scheduler's own processor time says what one core of it can do."""
+    before = _cpu_s(target.pid)
+    found = calls()
+    used = _cpu_s(target.pid) - before
+    row = {"bench": "lease", "server": target.name, "callers": kind, **found}
+    if "pairs" in found:
+        row["pairs_per_scheduler_cpu_s"] = round(found["pairs"] / used)
+    return row
+
+
+def python_row(target: Target, given: argparse.Namespace, in_flight: int) -> dict[str, Any]:
+    """Calls of `--callers` processes with the gateway's client."""
+
+    def calls() -> dict[str, Any]:
+        took = sorted(from_python(target.address, given.callers, in_flight, given.seconds))
+        return {
+            "in_flight": in_flight, "pairs": len(took),
+            "p50_ms": round(took[len(took) // 2] * 1000, 2),
+            "p99_ms": round(took[int(len(took) * 0.99)] * 1000, 2),
+        }  # fmt: skip
+
+    return measure(target, "python", calls)
+
+
+def binary_row(target: Target, given: argparse.Namespace, rate: int, loops: int) -> dict[str, Any]:
+    """Calls of a compiled client: `rate` pairs a second, or with 0 as many as `loops` can."""
+    command = [str(BINARY), target.address, str(given.seconds), str(rate), str(loops)]
+
+    def calls() -> dict[str, Any]:
+        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+        shape: dict[str, Any] = {"rate": rate} if rate else {"in_flight": loops}
+        if done.returncode:  # a call failed: such a load is more than the scheduler can take
+            return {**shape, "failed": done.stderr.strip()}
+        return {**shape, **json.loads(done.stdout)}
+
+    return measure(target, "rust", calls)
 
 
 def _cpu_s(pid: int) -> float:
@@ -88,10 +137,10 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def service(kind: str, file: Path) -> subprocess.Popen[bytes]:
+def service(kind: str, file: Path, python: Path) -> subprocess.Popen[bytes]:
     """A service as `inferx up` starts it; it ends when its standard input closes."""
     command = [
-        sys.executable, "-m", "inferx", "run", kind, "--config", str(file), "--supervised",
+        str(python), "-P", "-m", "inferx", "run", kind, "--config", str(file), "--supervised",
     ]  # fmt: skip
     with file.with_name(f"{kind}.log").open("wb") as log:
         stdin = subprocess.PIPE
@@ -133,22 +182,27 @@ async def deploy(state_port: int, scheduler: str) -> FakeAgent:
     return agent
 
 
-async def run(given: argparse.Namespace, folder: Path) -> None:
-    """Start, measure each number in flight, stop."""
-    state, port = free_ports(2)
+def _written(folder: Path, document: dict[str, Any]) -> Path:
+    folder.mkdir()
     file = folder / "node.json"
+    file.write_text(json.dumps(document))
+    return file
+
+
+@contextlib.asynccontextmanager
+async def running(name: str, python: Path, folder: Path) -> AsyncIterator[Target]:
+    """A state service and a scheduler of one checkout, with a worker that is ready."""
+    state, port = free_ports(2)
     document = {
         "statSvcPort": state, "schedulerPort": port, "dataDir": str(folder / "data"),
         "idleParkMs": 600_000, "leaderLeaseMs": 10_000, "logLevel": "warning",
     }  # fmt: skip
-    file.write_text(json.dumps(document))
-    processes = [service("statesvc", file), service("scheduler", file)]
+    file = _written(folder, document)
+    processes = [service(kind, file, python) for kind in ("statesvc", "scheduler")]
     try:
         address = f"127.0.0.1:{port}"
         agent = await deploy(state, address)
-        for in_flight in given.in_flight:
-            arguments = (address, processes[1].pid, given.callers, in_flight, given.seconds)
-            print(json.dumps(await asyncio.to_thread(measure, *arguments)), flush=True)
+        yield Target(name, address, processes[1].pid)
         await agent.stop()
     finally:
         for process in processes:
@@ -157,12 +211,36 @@ async def run(given: argparse.Namespace, folder: Path) -> None:
             process.communicate(timeout=20)
 
 
+async def run(given: argparse.Namespace, folder: Path) -> None:
+    """Start, measure each load in turn with each server, stop."""
+    async with contextlib.AsyncExitStack() as stack:
+        ours = running("this", Path(sys.executable), folder / "this")
+        targets = [await stack.enter_async_context(ours)]
+        if given.against:
+            python = given.against.absolute() / ".venv/bin/python"
+            other = running("against", python, folder / "against")
+            targets.append(await stack.enter_async_context(other))
+        rows = [
+            *((python_row, (n,)) for n in given.in_flight),
+            *((binary_row, (rate, 0)) for rate in given.rates),
+            *((binary_row, (0, n)) for n in given.in_flight),
+        ]  # fmt: skip
+        for row, arguments in rows:
+            for target in targets:
+                print(json.dumps(await asyncio.to_thread(row, target, given, *arguments)))
+                sys.stdout.flush()
+
+
 def main() -> None:
     """Parse, run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--callers", type=int, default=2, help="processes that call")
     parser.add_argument("--seconds", type=float, default=5.0, help="a row")
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument(
+        "--rates", type=int, nargs="*", default=[500, 1000, 3000], help="pairs a second"
+    )
+    parser.add_argument("--against", type=Path, help="another checkout that is built")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="inferx-lease-") as folder:
         asyncio.run(run(given, Path(folder)))

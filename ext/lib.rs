@@ -5,7 +5,10 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _ext(module: &Bound<'_, PyModule>) -> PyResult<()> {
     #[cfg(feature = "scheduler")]
-    scheduler_core::py::register(module)?;
+    {
+        scheduler_core::py::register(module)?;
+        scheduler_server::py::register(module)?;
+    }
     #[cfg(feature = "proxy")]
     proxy::py::register(module)?;
     #[cfg(feature = "snapshot")]

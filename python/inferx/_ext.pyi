@@ -16,6 +16,7 @@ __all__ = [
     "Proxy",
     "ResidentSnapshot",
     "SchedulerCore",
+    "SchedulerServer",
     "SnapshotError",
     "SnapshotImport",
     "SnapshotStore",
@@ -602,7 +603,8 @@ def pod_transition(state: str, event: str) -> str:
 
 @final
 class SchedulerCore:
-    """Every decision about placement, leases and standby. Not for use from several threads.
+    """Every decision about placement, leases and standby. Safe for several threads: a verb waits
+    for another to end. A verb that panics breaks the core for good: `RuntimeError` from then on.
 
     All times are milliseconds of one monotonic clock of the caller. Verbs return at once; deeds are
     collected and fetched with `effects`. After each verb fetch them, and call `tick` at the time
@@ -744,3 +746,81 @@ class SchedulerCore:
     def stats(self) -> dict[str, Any]:
         """Sums: functions, nodes, nodes_ready, pods by state, leases, tickets, gpu_mib_total,
         gpu_mib_used, and counters of starts, parks, terminations, grants, refusals, expiries."""
+
+@final
+class SchedulerServer:
+    """The scheduler's port. LeaseWorker and ReturnWorker are answered in a thread of its own that
+    never needs the interpreter lock; all other calls are passed to a gRPC server behind.
+
+    It also keeps the core's time: nobody else needs to call `tick`. After a verb of `core` call
+    `settle` instead of `effects`.
+    """
+
+    def __new__(
+        cls,
+        core: SchedulerCore,
+        lease_ttl_ms: int,
+        statuses: dict[str, int],
+        bounds_s: Sequence[float],
+    ) -> SchedulerServer:
+        """A server that does not listen yet. `statuses`: the number of the gRPC status of each
+        error code. `bounds_s`: the upper bounds of waits in `stats`, ascending."""
+
+    def start(
+        self,
+        address: str,
+        behind: Path,
+        callers: list[str],
+        tls: tuple[Path, Path, Path] | None = None,
+    ) -> int:
+        """Listens on `address` (IP:port, port 0 = any) and returns the port; OSError when that is
+        not possible, ValueError for what is no address.
+
+        `behind`: the Unix socket of the other server. `tls`: files of the authority that callers
+        must have a certificate of, of ours, of its key; they are looked at for each connection.
+        `callers`: the common names of who may lease and return, when certificates are in use.
+        """
+
+    def stop(self, grace_ms: int) -> None:
+        """Accepts nobody any more, lets running calls end for so long, then cuts them. Blocks."""
+
+    @property
+    def bell_fd(self) -> int:
+        """A descriptor that becomes readable when `answer_bell` has something, also when only
+        what the views show has changed, and when the core broke."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether a verb has panicked: nothing is served any more."""
+
+    def lead(self, epoch: int, until_ms: int) -> None:
+        """This process leads under `epoch` until that time of the core's clock. Past it, and with
+        0, calls are refused as `unavailable`."""
+
+    def open(self) -> None:
+        """The core is filled: calls are served while this process leads."""
+
+    def close(self) -> None:
+        """Sends away who waits and who comes, for good; `stop` may follow."""
+
+    def settle(self) -> list[dict[str, Any]]:
+        """After verbs of one's own: callers get their answers, the orders for agents come back,
+        with those that calls have caused meanwhile, in the order in which they were decided."""
+
+    def answer_bell(self) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]]]:
+        """The orders, and news: `("learn", number, key)` wants the core to be told of a function
+        and then `learned`; `("refused", request_id, key, code, message)`, `("untold", count)` of
+        refusals and `("warning", text)` are for the log."""
+
+    def learned(self, number: int, refusal: tuple[str, str, int | None] | None = None) -> None:
+        """The function is known now, or will not be: (code, message, retry_after_ms)."""
+
+    def place(self, pod_id: str, ip: int, port: int, from_snapshot: bool) -> None:
+        """Where a pod listens. Tell it before the core hears that the pod is there."""
+
+    def forget_place(self, pod_id: str) -> None:
+        """The pod is gone."""
+
+    def stats(self) -> dict[str, Any]:
+        """`granted`: start -> (sum of waits in seconds, counts by bound and beyond);
+        `refused`: code -> count."""

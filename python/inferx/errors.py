@@ -227,3 +227,8 @@ def _tree(root: type[InferxError]) -> dict[str, type[InferxError]]:
 def from_code(code: str) -> type[InferxError]:
     """The class of a machine-readable code; `InferxError` for a code that is unknown here."""
     return _tree(InferxError).get(code, InferxError)
+
+
+def codes() -> dict[str, str]:
+    """The gRPC status of every machine-readable code."""
+    return {code: kind.grpc_code for code, kind in _tree(InferxError).items()}

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import pytest
 
+from inferx._ext import SchedulerCore, SchedulerServer
 from inferx.domain import codec
 from inferx.rpc import client, na_pb2_grpc
 from inferx.scheduler.intents import Intents
 from inferx.scheduler.links import Links
 from inferx.scheduler.orders import Orders
+from inferx.scheduler.places import Places
 from tests.helpers.fake_agent import FakeAgent
 from tests.helpers.state_client import until
 
@@ -52,7 +54,7 @@ class Kit:
         function = codec.parse_manifest({**codec.dump_manifest(function), "revision": 1})[0]
         self.orders = Orders(
             cast(Links, record), lambda key: function, self.facts.append, lambda error: None,
-            cast(Intents, record),
+            cast(Intents, record), Places(SchedulerServer(SchedulerCore("ab"), 10_000, {}, [])),
         )  # fmt: skip
 
 

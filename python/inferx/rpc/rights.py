@@ -36,6 +36,11 @@ _NODE_READS = frozenset({"node", "scheduler"})
 """What a node's agent sees of the objects: neither functions nor keys."""
 
 
+def callers(service: str) -> list[str]:
+    """The common names that may call the methods of `service`."""
+    return sorted(_CALLERS[service])
+
+
 def check(method: str, request: Any, names: list[str]) -> None:
     """Raises `Forbidden` unless the peer with these common names may make this request."""
     name = names[0] if len(names) == 1 else ""

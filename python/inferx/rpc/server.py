@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,18 +25,22 @@ from inferx.rpc import rights, tls
 ERROR_METADATA = "inferx-error"
 WARNINGS_METADATA = "inferx-warnings"
 REQUEST_ID_METADATA = "x-request-id"
+PEER_METADATA = "inferx-peer-name"
+"""Who calls, as the server in front of this one has proven it: one entry a common name."""
 MESSAGE_BYTES_MAX = 64 << 20
 METADATA_BYTES_MAX = 64 << 10
 MESSAGE_CHARS_MAX = 16 << 10
 
 Registration = Callable[[grpc.aio.Server], None]
+NamesOf = Callable[[Any], list[str]]
 _log = logging.getLogger(__name__)
 
 
 class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every handler, once, so that servicers simply raise."""
+    """Wraps every handler, once, so that servicers simply raise; `names_of` says who calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, names_of: NamesOf) -> None:
+        self._names_of = names_of
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
@@ -54,13 +59,13 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return handler  # type: ignore[no-any-return]
         if handler.response_streaming:
             wrapped = grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream, method),
+                _stream(handler.unary_stream, method, self._names_of),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         else:
             wrapped = grpc.unary_unary_rpc_method_handler(
-                _unary(handler, method),
+                _unary(handler, method, self._names_of),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
@@ -68,11 +73,19 @@ class _Errors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return wrapped
 
 
-def _check_peer(method: str, request: Any, context: Any) -> None:
+def _names_in_certificate(context: Any) -> list[str]:
+    return [name.decode() for name in context.auth_context().get("x509_common_name", [])]
+
+
+def _names_from_front(context: Any) -> list[str]:
+    metadata = context.invocation_metadata() or ()
+    return [str(value) for name, value in metadata if name == PEER_METADATA]
+
+
+def _check_peer(method: str, request: Any, context: Any, names_of: NamesOf) -> None:
     """With certificates in use, a method is served to whom it is meant for."""
     if tls.in_use():
-        names = context.auth_context().get("x509_common_name", [])
-        rights.check(method, request, [name.decode() for name in names])
+        rights.check(method, request, names_of(context))
 
 
 def _request_id(context: Any) -> dict[str, str]:
@@ -94,14 +107,14 @@ def _response_type(method: str) -> Any:
     return message_factory.GetMessageClass(found.output_type)
 
 
-def _unary(handler: Any, method: str) -> Callable[..., Awaitable[Any]]:
+def _unary(handler: Any, method: str, names_of: NamesOf) -> Callable[..., Awaitable[Any]]:
     behaviour = handler.unary_unary
     response_type = _response_type(method)
 
     async def call(request: Any, context: Any) -> Any:
         with telemetry.bind(**_request_id(context)):
             try:
-                _check_peer(method, request, context)
+                _check_peer(method, request, context, names_of)
                 return await behaviour(request, context)
             except Exception as error:
                 typed = _typed(error, method)
@@ -118,12 +131,12 @@ def _unary(handler: Any, method: str) -> Callable[..., Awaitable[Any]]:
 
 
 def _stream(
-    behaviour: Callable[..., AsyncIterator[Any]], method: str
+    behaviour: Callable[..., AsyncIterator[Any]], method: str, names_of: NamesOf
 ) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         messages = behaviour(request, context)
         try:
-            _check_peer(method, request, context)
+            _check_peer(method, request, context, names_of)
             async for message in messages:
                 yield message
         except Exception as error:
@@ -189,20 +202,7 @@ async def serve(addr: str, registrations: Iterable[Registration]) -> Server:
     `lambda server: add_IxMetaServiceServicer_to_server(servicer, server)`.
     Raises `Unavailable` naming the address when it is taken.
     """
-    server = grpc.aio.server(
-        interceptors=[_Errors()],
-        options=[
-            ("grpc.so_reuseport", 0),  # two servers on one port must be an error, not a lottery
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_metadata_size", METADATA_BYTES_MAX),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
-            ("grpc.http2.max_ping_strikes", 0),
-        ],
-    )
-    for register in registrations:
-        register(server)
+    server = _new(_names_in_certificate, registrations)
     try:
         credentials = tls.server_credentials()
         if credentials is None:
@@ -215,6 +215,38 @@ async def serve(addr: str, registrations: Iterable[Registration]) -> Server:
         raise Unavailable(f"cannot listen on {addr}: is it in use?")
     await server.start()
     return Server(server, port)
+
+
+async def serve_behind(path: Path, registrations: Iterable[Registration]) -> Server:
+    """Listen on a Unix socket for calls of `SchedulerServer`, which names its callers.
+
+    Whoever can open the socket can claim to be anybody: `path` must lie in a folder of our own.
+    """
+    server = _new(_names_from_front, registrations)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise Unavailable(f"cannot listen on {path}") from error
+    await server.start()
+    return Server(server, 0)
+
+
+def _new(names_of: NamesOf, registrations: Iterable[Registration]) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        interceptors=[_Errors(names_of)],
+        options=[
+            ("grpc.so_reuseport", 0),  # two servers on one port must be an error, not a lottery
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
+            ("grpc.http2.max_ping_strikes", 0),
+        ],
+    )
+    for register in registrations:
+        register(server)
+    return server
 
 
 def set_warnings(context: Any, warnings: list[str]) -> None:

@@ -48,6 +48,11 @@ def _read(files: ServiceTls) -> tuple[bytes, bytes, bytes]:
     return found[0], found[1], found[2]
 
 
+def files() -> ServiceTls | None:
+    """The certificates of this process, None when services speak in clear."""
+    return _Process.files
+
+
 def channel_credentials() -> grpc.ChannelCredentials | None:
     """What a new channel shows, None for a channel in clear."""
     if _Process.files is None:

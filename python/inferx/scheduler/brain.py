@@ -1,72 +1,60 @@
-"""The one owner of the core: each verb is called here, its effects are handed out, time is kept.
+"""The core in Python's hands: facts go in, orders come out, calls of gateways pass by.
 
+Leases are granted and taken back by `SchedulerServer` in a thread of its own, at the same core.
 Must never await between a verb of the core and its effects.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from inferx._ext import SchedulerCore
+import grpc
+
+from inferx._ext import SchedulerCore, SchedulerServer
 from inferx.domain.meta import Key
-from inferx.errors import InferxError, Unavailable, from_code
+from inferx.errors import InferxError, codes
+from inferx.scheduler import metrics
 
 LEASE_TTL_MS = 10_000
 # A pod that was adopted is nobody else's before a lease of the former scheduler has run out, unless
 # every gateway has said what it holds.
 TAKEOVER_MS = LEASE_TTL_MS
+_log = logging.getLogger(__name__)
 
 Fact = dict[str, Any]
 Effect = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Granted:
-    """Slots of a pod; `start` is warm, resume or cold."""
-
-    lease_id: int
-    pod_id: str
-    slots: int
-    start: str
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A gateway's request for slots (0 = all of one pod), to be answered within `wait_ms`
-    (0 = the queue timeout of the function's policy). `consumer` is the calling tenant, if known."""
-
-    key: Key
-    revision: int
-    gateway_id: int
-    request_id: str
-    slots: int
-    wait_ms: int
-    consumer: str = ""
-
-
 class Brain:
-    """`orders` takes every effect that an agent has to carry out; `changed` is told of changes."""
+    """`orders` takes every effect that an agent has to carry out; `changed` is told of changes;
+    `learn` reads a function that the core has not heard of; `broken` is told that the core is
+    of no use any more."""
 
     def __init__(
         self,
         orders: Callable[[Effect], None],
         changed: Callable[[], None],
+        learn: Callable[[Key], Awaitable[None]],
+        broken: Callable[[InferxError], None],
         idle_park_ms: int | None,
     ) -> None:
         self._core = SchedulerCore(
             secrets.token_hex(4), idle_park_ms, lease_ttl_ms=LEASE_TTL_MS, takeover_ms=TAKEOVER_MS
         )
+        statuses = {code: grpc.StatusCode[name].value[0] for code, name in codes().items()}
+        self.server = SchedulerServer(self._core, LEASE_TTL_MS, statuses, metrics.WAITS_S)
         self._orders = orders
         self._changed = changed
-        self._waiters: dict[int, list[asyncio.Future[Granted]]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms: int | None = None
-        self._closed = False
+        self._learn = learn
+        self._broken = broken
+        self._learning: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.server.bell_fd, self._answer)
         self.unix_offset_ms = time.time_ns() // 1_000_000 - self.now_ms()
 
     def now_ms(self) -> int:
@@ -74,62 +62,6 @@ class Brain:
         return time.monotonic_ns() // 1_000_000
 
     # ---- verbs ----
-
-    async def lease(self, wish: Wish) -> Granted:
-        """Slots, as soon as there are any; raises what the core refuses with.
-
-        When the caller gives up, the ticket is withdrawn, or the lease given back.
-        """
-        if self._closed:
-            raise Unavailable("this scheduler is stopping")
-        now_ms = self.now_ms()
-        answer: tuple[Any, ...] = self._core.lease(
-            now_ms,
-            *wish.key,
-            wish.revision,
-            wish.gateway_id,
-            wish.request_id,
-            wish.slots,
-            now_ms + wish.wait_ms if wish.wait_ms else 0,
-            wish.consumer,
-        )
-        if answer[0] == "leased":
-            self._settle()
-            return Granted(*answer[1:])
-        if answer[0] == "refused":
-            self._settle()
-            _, code, message, retry_after_ms = answer
-            raise from_code(code)(message, retry_after_ms=retry_after_ms)
-        return await self._wait(answer[1])
-
-    async def _wait(self, ticket: int) -> Granted:
-        waiter: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(ticket, []).append(waiter)
-        self._settle()
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            self._gone(ticket, waiter)
-            raise
-
-    def _gone(self, ticket: int, waiter: asyncio.Future[Granted]) -> None:
-        """A caller went away; the last one of a ticket takes it along."""
-        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-            self.give_back(waiter.result().lease_id)
-            return
-        others = self._waiters.get(ticket, [])
-        if waiter in others:
-            others.remove(waiter)
-            if not others:
-                del self._waiters[ticket]
-                self._core.cancel(self.now_ms(), ticket)
-                self._settle()
-
-    def give_back(self, lease_id: int, ok: bool = True) -> bool:
-        """Ends a lease; False when it is not live."""
-        known = self._core.give_back(self.now_ms(), lease_id, ok)
-        self._settle()
-        return known
 
     def expect(self, gateway_ids: list[int]) -> None:
         """These gateways may hold leases of the former scheduler; there are no others."""
@@ -189,10 +121,6 @@ class Brain:
 
     # ---- views ----
 
-    def knows(self, key: Key, revision: int) -> bool:
-        """Whether the core has heard of the function in this revision."""
-        return self._core.knows(*key, revision)
-
     def pods(self) -> list[dict[str, Any]]:
         """Every pod of the core."""
         return self._core.pods()
@@ -203,58 +131,53 @@ class Brain:
 
     # ---- inside ----
 
-    def close(self) -> None:
-        """No more time, and nobody waits any longer."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        waiters, self._waiters = self._waiters, {}
-        for waiter in (waiter for group in waiters.values() for waiter in group):
-            if not waiter.done():
-                waiter.set_exception(Unavailable("this scheduler is stopping"))
+    async def close(self) -> None:
+        """Nobody waits any longer, and nobody is granted anything."""
+        self._loop.remove_reader(self.server.bell_fd)
+        if not self.server.broken:
+            self.server.close()
+        for task in self._learning:
+            task.cancel()
+        await asyncio.gather(*self._learning, return_exceptions=True)
 
     def _settle(self) -> None:
-        for effect in self._core.effects():
-            if effect["effect"] == "grant":
-                self._granted(effect)
-            elif effect["effect"] == "refuse":
-                self._refused(effect)
-            else:
-                self._orders(effect)
-        self._rearm()
+        self._carry_out(self.server.settle())
+
+    def _carry_out(self, orders: list[Effect]) -> None:
+        for order in orders:
+            self._orders(order)
         self._changed()
 
-    def _granted(self, effect: Effect) -> None:
-        granted = Granted(effect["lease_id"], effect["pod_id"], effect["slots"], effect["start"])
-        waiting = [w for w in self._waiters.pop(effect["ticket"], []) if not w.done()]
-        for waiter in waiting:
-            waiter.set_result(granted)
-        if not waiting:
-            # Everybody left in this very turn of the loop; the slots go to the next one.
-            asyncio.get_running_loop().call_soon(self.give_back, granted.lease_id)
-
-    def _refused(self, effect: Effect) -> None:
-        error: InferxError = from_code(effect["code"])(
-            effect["message"], retry_after_ms=effect["retry_after_ms"]
-        )
-        for waiter in self._waiters.pop(effect["ticket"], []):
-            if not waiter.done():
-                waiter.set_exception(error)
-
-    def _rearm(self) -> None:
-        at_ms = None if self._closed else self._core.next_wakeup_ms()
-        if at_ms == self._timer_ms and self._timer is not None:
+    def _answer(self) -> None:
+        """The server has something to tell."""
+        try:
+            orders, news = self.server.answer_bell()
+        except RuntimeError as error:
+            self._loop.remove_reader(self.server.bell_fd)
+            self._broken(InferxError(str(error)))
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_ms = at_ms
-        if at_ms is not None:
-            delay_s = max(0, at_ms - self.now_ms()) / 1000
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+        self._carry_out(orders)
+        for kind, *told in news:
+            if kind == "learn":
+                task = self._loop.create_task(self._learn_for(*told))
+                self._learning.add(task)
+                task.add_done_callback(self._learning.discard)
+            elif kind == "refused":
+                request_id, key, code, message = told
+                name, extra = "/".join(key), {"request_id": request_id}
+                _log.info("no lease of %s: %s (%s)", name, message, code, extra=extra)
+            elif kind == "untold":
+                _log.info("no lease for %d more requests, too many to tell of each", *told)
+            else:
+                _log.warning("%s", *told)
 
-    def _tick(self) -> None:
-        self._timer = None
-        self._timer_ms = None
-        self._core.tick(self.now_ms())
-        self._settle()
+    async def _learn_for(self, number: int, key: Key) -> None:
+        refusal: tuple[str, str, int | None] | None = None
+        try:
+            await self._learn(key)
+        except InferxError as error:
+            refusal = (error.code, error.message, error.retry_after_ms)
+        except Exception:
+            _log.exception("reading the function %s", "/".join(key))
+            refusal = ("internal", "internal error of the scheduler; see its log", None)
+        self.server.learned(number, refusal)

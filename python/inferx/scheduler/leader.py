@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from inferx.domain import codec
@@ -31,12 +32,22 @@ _log = logging.getLogger(__name__)
 class Leadership:
     """The way to the lead and the proof of it; `epoch` is 0 until `campaign` has succeeded.
 
+    `led` is told the epoch and the monotonic time until which it is sure, after each renewal.
+
     The epoch is the revision that created the leader's object. Every write of this scheduler is
     guarded by it, agents refuse lower ones, and gateways drop grants of lower ones.
     """
 
-    def __init__(self, state: State, address: str, ttl_ms: int, folder: Path) -> None:
+    def __init__(
+        self,
+        state: State,
+        address: str,
+        ttl_ms: int,
+        folder: Path,
+        led: Callable[[int, float], None] = lambda epoch, until: None,
+    ) -> None:
         self.epoch = 0
+        self._led = led
         self._state = state
         self._address = address
         self._ttl_ms = ttl_ms
@@ -101,6 +112,7 @@ class Leadership:
         if not lease.valid():
             raise Unavailable("the lease ended before the lead was there")
         self._lease = lease
+        lease.tell(lambda until: self._led(revision, until))
         return revision
 
     async def _current(self) -> Object[SchedulerRecord] | None:

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 Observe = Callable[[dict[str, Any]], None]
 Wants = Callable[[Key], bool]
+PodSeen = Callable[[str, Object[Pod]], None]
 
 
 class NodeLink:
@@ -155,7 +156,7 @@ class Links:
     """The links to all nodes, following the node objects of the state service."""
 
     def __init__(
-        self, observe: Observe, pod_seen: Callable[[], None], wants: Wants = lambda key: True
+        self, observe: Observe, pod_seen: PodSeen, wants: Wants = lambda key: True
     ) -> None:
         self._observe = observe
         self._wants = wants
@@ -189,7 +190,7 @@ class Links:
             link.update(obj.spec)
             return
         new = NodeLink(name, obj.spec, self._observe, self._wants, self._forget)
-        new.pods.subscribe(lambda event, pod: self._pod_seen())
+        new.pods.subscribe(self._pod_seen)  # first, so that a pod's address is known before it is
         self._links[name] = new
         self._spawn(self._replace(link, new))
 

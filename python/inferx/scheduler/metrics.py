@@ -5,22 +5,22 @@ Must never be read to decide anything.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 from inferx import telemetry
+
+WAITS_S = telemetry.WAIT_BUCKETS_S
 
 _orders = telemetry.histogram(
     "scheduler_order_seconds",
     "Time that agents took for orders of the scheduler",
     ("kind", "outcome"),
     telemetry.START_BUCKETS_S,
-)
-_leases = telemetry.counter(
-    "scheduler_leases_total", "Leases granted, by the start that came before them", ("start",)
-)
-_refusals = telemetry.counter("scheduler_refusals_total", "Leases refused, by code", ("code",))
-_waits = telemetry.histogram(
-    "scheduler_lease_wait_seconds", "Time until a lease was granted", ("start",)
 )
 _pods = telemetry.gauge("scheduler_pods", "Pods by state", ("state",))
 _now = telemetry.gauge(
@@ -47,15 +47,50 @@ def order(kind: str, seconds: float, ok: bool) -> None:
     _orders.labels(kind, "ok" if ok else "failed").observe(seconds)
 
 
-def granted(start: str, seconds: float) -> None:
-    """A lease was granted after this time."""
-    _leases.labels(start).inc()
-    _waits.labels(start).observe(seconds)
+class _Leases(Collector):
+    """What the server of leases has counted; nothing before there is one."""
+
+    source: Callable[[], dict[str, Any]] | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is fixed before the first lease."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Leases by the start that came before them, waits, refusals."""
+        if self.source is None:
+            return ()
+        stats = self.source()
+        leases = CounterMetricFamily(
+            "inferx_scheduler_leases",
+            "Leases granted, by the start that came before them",
+            labels=("start",),
+        )
+        waits = HistogramMetricFamily(
+            "inferx_scheduler_lease_wait_seconds",
+            "Time until a lease was granted",
+            labels=("start",),
+        )
+        refusals = CounterMetricFamily(
+            "inferx_scheduler_refusals", "Leases refused, by code", labels=("code",)
+        )
+        bounds = [str(float(bound)) for bound in WAITS_S] + ["+Inf"]
+        for start, (sum_s, counts) in stats["granted"].items():
+            totals = list(itertools.accumulate(counts))
+            leases.add_metric([start], totals[-1])
+            waits.add_metric([start], list(zip(bounds, totals, strict=True)), sum_s)
+        for code, count in stats["refused"].items():
+            refusals.add_metric([code], count)
+        return (leases, waits, refusals)
 
 
-def refused(code: str) -> None:
-    """A lease was refused."""
-    _refusals.labels(code).inc()
+_leases = _Leases()
+telemetry.registry.register(_leases)
+
+
+def leases_from(source: Callable[[], dict[str, Any]]) -> None:
+    """Show what `SchedulerServer.stats` says from now on."""
+    _leases.source = source
 
 
 def shown(stats: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ Must never retry: a result goes back to the core, which decides what comes next.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import time
@@ -22,6 +21,7 @@ from inferx.rpc import na_pb2 as pb
 from inferx.scheduler import metrics
 from inferx.scheduler.intents import Intents
 from inferx.scheduler.links import Links, NodeLink
+from inferx.scheduler.places import Places
 
 SLACK_S = 60.0  # room for victims to leave and images to come, beyond a worker's loading time
 LOADING_S = 90.0
@@ -49,7 +49,8 @@ class _Start:
 class Orders:
     """`epoch` goes with each order; `stale` is called when an agent follows a newer scheduler.
 
-    A start is recorded in `intents` before its order goes out.
+    A start is recorded in `intents` before its order goes out. `places` is told where pods
+    listen before the core is told that they do.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class Orders:
         observe: Callable[[dict[str, Any]], None],
         stale: Callable[[InferxError], None],
         intents: Intents,
+        places: Places,
     ) -> None:
         self.epoch = 0
         self._intents = intents
-        self.addresses: dict[str, tuple[str, int]] = {}
-        self.from_snapshot: set[str] = set()  # pods that their agent started from a snapshot
+        self._places = places
         self._links = links
         self._function = function
         self._observe = observe
@@ -202,9 +203,8 @@ class Orders:
         await self._intents.place(effect)
         self._sent(effect)
         answer = await client.call(stub.CreateFuncPod, request, _loading_s(function) + SLACK_S)
-        self._learn(effect["pod_id"], answer.ipaddress, answer.port)
-        if answer.start == "snapshot":
-            self.from_snapshot.add(effect["pod_id"])
+        snapshot = answer.start == "snapshot"
+        self._places.told(effect["pod_id"], answer.ipaddress, answer.port, snapshot)
 
     async def _resume(self, effect: Effect) -> None:
         function = self._function((effect["tenant"], effect["namespace"], effect["funcname"]))
@@ -218,7 +218,7 @@ class Orders:
         timeout_s = _loading_s(function) + SLACK_S
         self._sent(effect)
         answer = await client.call(self._stub(effect).ResumePod, request, timeout_s)
-        self._learn(effect["pod_id"], answer.ipaddress, answer.port)
+        self._places.told(effect["pod_id"], answer.ipaddress, answer.port)
 
     def _sent(self, effect: Effect) -> None:
         start = self._starts.get(effect["pod_id"])
@@ -235,17 +235,13 @@ class Orders:
             await self._overtake(start)
         request = self._terminate_request(effect)
         await client.call(self._stub(effect).TerminatePod, request, TERMINATE_S)
-        self.addresses.pop(effect["pod_id"], None)
-        self.from_snapshot.discard(effect["pod_id"])
+        self._places.gone(effect["pod_id"])
 
     def _terminate_request(self, pod: Effect) -> pb.TerminatePodReq:
         return pb.TerminatePodReq(**_names(pod), epoch=self.epoch)
 
     def _park_request(self, pod: Effect) -> pb.ParkPodReq:
         return pb.ParkPodReq(**_names(pod), epoch=self.epoch)
-
-    def _learn(self, pod_id: str, ip: int, port: int) -> None:
-        self.addresses[pod_id] = (str(ipaddress.IPv4Address(ip)), port)
 
 
 def _names(pod: Effect) -> dict[str, Any]:

@@ -16,18 +16,19 @@ from inferx._ext import __version__
 from inferx.config import NodeConfig
 from inferx.domain.codec import resolve_policy
 from inferx.domain.meta import Key, Object
-from inferx.domain.objects import FunctionSpec, Gateway
+from inferx.domain.objects import FunctionSpec, Gateway, Pod
 from inferx.errors import FunctionNotFound, InferxError, NotFound, StaleEpoch, Unavailable
 from inferx.health import Health
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
-from inferx.rpc.server import Server, serve
 from inferx.scheduler import facts, metrics
 from inferx.scheduler.brain import Brain
 from inferx.scheduler.intents import Intents
 from inferx.scheduler.leader import Leadership
 from inferx.scheduler.links import Links
 from inferx.scheduler.orders import Orders
+from inferx.scheduler.places import Places
 from inferx.scheduler.podview import PodView
+from inferx.scheduler.port import Port
 from inferx.scheduler.reconcile import Reconciler
 from inferx.scheduler.servicer import SchedulerServicer
 from inferx.store.crashpoint import CrashPoint
@@ -52,23 +53,29 @@ class Scheduler:
         self.failed: asyncio.Future[InferxError] = asyncio.get_running_loop().create_future()
         self._address = f"{config.host_ip}:{config.scheduler_port}"
         self._state = State(config.state_svc_addrs, CrashPoint(config.crash_after_writes))
+        self.brain = Brain(
+            lambda effect: self._orders.carry_out(effect),
+            lambda: self._view.changed(),
+            self._learn,
+            self._stale,
+            config.idle_park_ms,
+        )
         self.leadership = Leadership(
-            self._state, self._address, config.leader_lease_ms, config.data_dir
+            self._state, self._address, config.leader_lease_ms, config.data_dir, self._led
         )
         self._intents = Intents(self._state, self._stale)
+        self._places = Places(self.brain.server)
         self._links = Links(self._observe, self._pod_seen, self._intents.wants)
         self._orders = Orders(
-            self._links, self._function, self._observe, self._stale, self._intents
+            self._links, self._function, self._observe, self._stale, self._intents, self._places
         )
         self._view = PodView(lambda: self.brain, self._links, __version__)
         self._view.on_refresh(lambda: metrics.shown(self.brain.stats()))
-        self.brain = Brain(self._orders.carry_out, self._view.changed, config.idle_park_ms)
-        self._servicer = SchedulerServicer(
-            self.brain, self.leadership, self._address_of, self._learn, self._start_of
-        )
+        metrics.leases_from(self.brain.server.stats)
+        self._servicer = SchedulerServicer(self.brain, self.leadership)
+        self._port = Port(self.brain.server, config.data_dir)
         self._channel: grpc.aio.Channel | None = None
         self._informers: dict[str, Informer] = {}
-        self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []  # while it leads
         # Functions read ahead of the informer, until it has them too.
         self._learned: dict[Key, Object[FunctionSpec]] = {}
@@ -82,14 +89,14 @@ class Scheduler:
         """Listen and follow the objects; raises Unavailable for a taken port."""
         add_scheduler: Any = na_pb2_grpc.add_SchedulerServiceServicer_to_server
         add_view: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
-        self._server = await serve(
+        await self._port.open(
             self._address,
             [
                 lambda server: add_scheduler(self._servicer, server),
                 lambda server: add_view(self._view.servicer, server),
             ],
         )
-        self.port = self._server.port
+        self.port = self._port.number
         self._channel = client.channel(self._config.state_svc_addrs)
         self._informers = {kind: Informer(self._channel, kind) for kind in _KINDS}
         for informer in self._informers.values():
@@ -120,6 +127,7 @@ class Scheduler:
             self._informers[kind].subscribe(tell)
         await self._links.synced(AGENTS_SYNC_S)
         self._servicer.ready = True
+        self.brain.server.open()
         reconciler = self._reconciler()
         self._tasks.append(asyncio.create_task(reconciler.run(), name="reconciler"))
         _log.info(
@@ -139,6 +147,9 @@ class Scheduler:
             self._view.show_node,
         )
 
+    def _led(self, epoch: int, until: float) -> None:
+        self.brain.server.lead(epoch, int(until * 1000))
+
     async def _keep(self) -> None:
         await self.leadership.keep()
         self._stale(Unavailable("the lease of the lead was not renewed in time"))
@@ -152,14 +163,13 @@ class Scheduler:
 
     async def stop(self) -> None:
         """Answer who waits, let a standby lead, let go of everything; pods run on."""
-        self.brain.close()
+        await self.brain.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._orders.stop()
         await self.leadership.resign()
-        if self._server is not None:
-            await self._server.stop()
+        await self._port.close()
         await self._links.stop()
         await asyncio.gather(*(informer.stop() for informer in self._informers.values()))
         self._view.close()
@@ -197,7 +207,11 @@ class Scheduler:
         policy = resolve_policy(obj, self._informers["funcpolicy"].get)
         self._observe(facts.function_fact(obj, policy))
 
-    def _pod_seen(self) -> None:
+    def _pod_seen(self, event: str, obj: Object[Pod]) -> None:
+        if event == DELETED:
+            self._places.gone(obj.meta.name)
+        else:
+            self._places.seen(obj)
         self._view.changed()
 
     # ---- look-ups ----
@@ -221,20 +235,6 @@ class Scheduler:
             raise FunctionNotFound(f"no function {tenant}/{namespace}/{name}") from error
         self._learned[key] = convert.from_proto(answer.obj)
         self._function_changed("learned", self._learned[key])
-
-    def _start_of(self, pod_id: str, start: str) -> str:
-        """The core knows of starts and resumes; the agent decides whether one has a snapshot."""
-        return "snapshot" if start == "cold" and pod_id in self._orders.from_snapshot else start
-
-    def _address_of(self, pod_id: str) -> tuple[str, int]:
-        found = self._orders.addresses.get(pod_id)
-        if found is not None:
-            return found
-        for link in self._links.all():
-            for obj in link.pods.list():
-                if obj.meta.name == pod_id and obj.spec.status.ip:
-                    return (obj.spec.status.ip, obj.spec.status.port)
-        raise Unavailable(f"the address of pod {pod_id} is not known")
 
     def _stale(self, error: InferxError) -> None:
         if not self.failed.done():

@@ -1,53 +1,32 @@
 """SchedulerService for gateways: messages in, verbs of the brain, messages out.
 
+LeaseWorker and ReturnWorker are not here: `SchedulerServer` of the extension answers them.
+
 Must never decide anything.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from inferx import telemetry
-from inferx.domain.meta import Key, check_name
-from inferx.errors import BadRequest, InferxError, NotFound, StaleLease, Unavailable
+from inferx.errors import BadRequest, NotFound, Unavailable
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc import na_pb2_grpc
-from inferx.scheduler import metrics
-from inferx.scheduler.brain import LEASE_TTL_MS, Brain, Granted, Wish
+from inferx.scheduler.brain import Brain
 from inferx.scheduler.leader import Leadership
 
 _log = logging.getLogger(__name__)
 
-AddressOf = Callable[[str], tuple[str, int]]
-StartOf = Callable[[str, str], str]
-Learn = Callable[[Key], Awaitable[None]]
-
 
 class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
-    """`address_of` finds a pod's address; `learn` reads a function that is not known yet;
-    `start_of` refines how a granted pod was started.
+    """Answers only while this process leads and its core is `ready`, that is filled."""
 
-    Answers only while this process leads and its core is `ready`, that is filled.
-    """
-
-    def __init__(
-        self,
-        brain: Brain,
-        leadership: Leadership,
-        address_of: AddressOf,
-        learn: Learn,
-        start_of: StartOf,
-    ) -> None:
+    def __init__(self, brain: Brain, leadership: Leadership) -> None:
         self.ready = False
         self._brain = brain
         self._leadership = leadership
-        self._address_of = address_of
-        self._learn = learn
-        self._start_of = start_of
 
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
         """A gateway says which leases it holds; those that it must drop are named."""
@@ -75,64 +54,6 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
         self._leadership.require()
         if not self.ready:
             raise Unavailable("this scheduler is taking over", retry_after_ms=100)
-
-    async def LeaseWorker(self, request: pb.LeaseWorkerReq, context: Any) -> pb.LeaseWorkerResp:
-        """Slots of a worker, after a start if need be; answers by the deadline."""
-        self._require()
-        key = _key(request)
-        begun = time.monotonic()
-        with telemetry.bind(request_id=request.request_id):
-            try:
-                if not self._brain.knows(key, request.fprevision):
-                    await self._learn(key)
-                granted = await self._brain.lease(
-                    Wish(
-                        key=key,
-                        revision=request.fprevision,
-                        gateway_id=request.gateway_id,
-                        request_id=request.request_id,
-                        slots=request.slots,
-                        wait_ms=request.deadline_ms,
-                        consumer=request.consumer_tenant,
-                    )
-                )
-            except InferxError as error:
-                metrics.refused(error.code)
-                _log.info("no lease of %s: %s (%s)", "/".join(key), error.message, error.code)
-                raise
-            if context.cancelled():
-                self._brain.give_back(granted.lease_id)
-        self._leadership.require()  # the lead may have ended while the call waited
-        start = self._start_of(granted.pod_id, granted.start)
-        metrics.granted(start, time.monotonic() - begun)
-        return self._answer(granted)
-
-    def _answer(self, granted: Granted) -> pb.LeaseWorkerResp:
-        try:
-            ip, port = self._address_of(granted.pod_id)
-        except InferxError:
-            self._brain.give_back(granted.lease_id, ok=False)
-            raise
-        address = int(ipaddress.IPv4Address(ip))
-        return pb.LeaseWorkerResp(
-            id=granted.pod_id,
-            ipaddr=address,
-            keepalive=granted.start == "warm",
-            hostipaddr=address,
-            hostport=port,
-            lease_id=str(granted.lease_id),
-            epoch=self._leadership.epoch,
-            slots=granted.slots,
-            start=self._start_of(granted.pod_id, granted.start),
-            expires_ms=LEASE_TTL_MS,
-        )
-
-    async def ReturnWorker(self, request: pb.ReturnWorkerReq, context: Any) -> pb.ReturnWorkerResp:
-        """Ends a lease; `StaleLease` when it is not live."""
-        self._require()
-        if not self._brain.give_back(_lease_id(request.lease_id), ok=not request.failworker):
-            raise StaleLease(f"lease {request.lease_id} of pod {request.id} is not live")
-        return pb.ReturnWorkerResp()
 
     async def RefreshGateway(
         self, request: pb.RefreshGatewayReq, context: Any
@@ -168,14 +89,6 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
         if ended is None:
             return pb.KillPodResp(status=pb.NOT_FOUND)
         return pb.KillPodResp(status=pb.OK if ended else pb.INVALID_STATE)
-
-
-def _key(request: pb.LeaseWorkerReq) -> Key:
-    return (
-        check_name(request.tenant, "tenant"),
-        check_name(request.namespace, "namespace"),
-        check_name(request.funcname, "funcname"),
-    )
 
 
 def _lease_id(text: str) -> int:

@@ -51,6 +51,12 @@ class Lease:
         self.number = number
         self.ttl_s = ttl_s
         self._until = until
+        self._told: Callable[[float], None] = lambda until: None
+
+    def tell(self, told: Callable[[float], None]) -> None:
+        """Call `told` now and after each change with the monotonic time until which it is valid."""
+        self._told = told
+        told(self._until)
 
     @classmethod
     async def grant(cls, state: State, ttl_ms: int) -> Lease:
@@ -87,10 +93,12 @@ class Lease:
                 rest_s = RETRY_FIRST_S
                 continue
             self._until = sent + answer.ttl_ms / 1000 * (1 - MARGIN)
+            self._told(self._until)
 
     async def end(self) -> None:
         """End it now with the objects under it; where that fails, time does it."""
         self._until = 0.0
+        self._told(0.0)
         try:
             await self._state.leases.call("End", pb.EndLeaseRequest(lease=self.number), 1.0)
         except InferxError as error:
