@@ -68,6 +68,7 @@ class Gateway:
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._auditor: Auditor | None = None
+        self._workers: Workers | None = None
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
@@ -81,6 +82,7 @@ class Gateway:
             # Credentials are hashed under a number that only this process knows.
             auth_key=secrets.token_bytes(32) if config.auth.enable else None,
             share_port=self.takes_over,
+            listen_fd=config.listen_fd or None,
             tls=(config.tls.cert, config.tls.key) if config.tls.enable else None,
         )
         control = Starlette(
@@ -98,6 +100,8 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        audit = open_audit(self._config)
+        self._proxy.count_records_in(audit.tally)
         try:
             # The port first: nothing else matters when it is taken.
             self.port = self._open()
@@ -107,13 +111,14 @@ class Gateway:
         state = client.channel(self._config.state_svc_addrs)
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
-        workers = Workers(self._proxy, functions, link, self._identity)
-        auditor = self._auditor = Auditor(open_audit(self._config), state, link)
+        workers = self._workers = Workers(self._proxy, functions, link, self._identity)
+        auditor = self._auditor = Auditor(audit, state, link)
         callers = Callers(self._proxy, self._authenticator, state, auditor.logged_in)
         pump = Pump(
             self._proxy,
             partial(_dispatch, workers, callers),
             partial(_account, auditor, callers),
+            lambda lost: audit.lost(lost, "the data plane had no room for its records"),
         )
         authenticator = self._authenticator if self._config.auth.enable else None
         access = Access(authenticator, auditor.refused)
@@ -166,6 +171,8 @@ class Gateway:
     def set_stopping(self) -> None:
         """Tell load balancers; whoever calls still is served until the app's lifespan ends."""
         self._not_ready("the gateway is stopping")
+        if self._workers is not None:
+            self._workers.spare()
 
     async def cut_calls(self, after_ms: int) -> None:
         """Take no more calls, and end those that are still open after that time."""
@@ -206,5 +213,6 @@ def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> Non
 def _account(auditor: Auditor, callers: Callers, record: dict[str, Any]) -> None:
     """One record of the data plane to those who keep accounts."""
     auditor.called(record)
+    auditor.audit.told()
     if record["outcome"] != "refused":
         callers.used(record["principal"])

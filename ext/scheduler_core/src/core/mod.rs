@@ -12,6 +12,7 @@ pub mod model;
 mod outcome;
 mod plan;
 mod room;
+mod share;
 mod start;
 mod tick;
 pub mod timers;

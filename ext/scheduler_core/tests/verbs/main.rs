@@ -4,5 +4,6 @@ mod fairness;
 mod leases;
 mod pods;
 mod pods_max;
+mod shares;
 mod story;
 mod warmth;
