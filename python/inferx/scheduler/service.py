@@ -61,7 +61,11 @@ class Scheduler:
             config.idle_park_ms,
         )
         self.leadership = Leadership(
-            self._state, self._address, config.leader_lease_ms, config.data_dir, self._led
+            self._state,
+            config.advertised_addr or self._address,
+            config.leader_lease_ms,
+            config.data_dir,
+            self._led,
         )
         self._intents = Intents(self._state, self._stale)
         self._places = Places(self.brain.server)
