@@ -138,6 +138,12 @@ bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real 
 bench-tenants: build ## a thousand tenants with limits and a noisy one, under locust; ARGS=...
 	$(PY) bench/tenants.py $(ARGS)
 
+OUTAGE_S ?= 120
+.PHONY: audit-outage
+audit-outage: build ## PostgreSQL stopped, hung, and a gateway killed meanwhile, under load; OUTAGE_S=120
+	scripts/test-deps
+	OUTAGE_S=$(OUTAGE_S) $(PY) -m pytest -q -s tests/cluster/test_audit_outage.py
+
 .PHONY: crash-points
 crash-points: build ## kill each service after its n-th write to the store, for every n
 	scripts/test-deps

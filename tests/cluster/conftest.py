@@ -142,7 +142,9 @@ class Platform:
         return self.process.wait(60)
 
 
-def start_platform(folder: Path, *flags: str, port: int | None = None) -> Platform:
+def start_platform(
+    folder: Path, *flags: str, port: int | None = None, **environment: str
+) -> Platform:
     """Starts `inferx up` and waits until the gateway is ready."""
     port = port or free_port()
     output = folder.parent / f"{folder.name}.out"
@@ -150,7 +152,7 @@ def start_platform(folder: Path, *flags: str, port: int | None = None) -> Platfo
     with output.open("w") as stream:
         process = subprocess.Popen(
             [*command, *flags], stdout=stream, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, **environment},
         )  # fmt: skip
     platform = Platform(folder, port, process, output)
 
