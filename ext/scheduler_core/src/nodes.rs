@@ -210,6 +210,7 @@ pub struct Node {
     /// Faults in a row, and when the next start may be tried there (ms).
     pub faults: u32,
     pub retry_at_ms: u64,
+    pub keeps_snapshots: bool,
 }
 
 impl Node {

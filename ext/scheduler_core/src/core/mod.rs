@@ -13,6 +13,7 @@ mod outcome;
 mod plan;
 mod room;
 mod start;
+pub mod tasks;
 mod tick;
 pub mod timers;
 pub mod view;
@@ -28,6 +29,7 @@ use crate::pod::{Event, next};
 use crate::queue::Tickets;
 use messages::{Effect, PodRef};
 use model::{Config, FuncId, FuncKey, Function, Pod, PodIx, Tenant};
+use tasks::TaskState;
 use timers::{Timer, Timers};
 use warmth::Warmth;
 
@@ -45,6 +47,7 @@ pub struct Counters {
     pub grants_waited: u64,
     pub refusals: u64,
     pub leases_expired: u64,
+    pub snapshots_failed: u64,
 }
 
 /// The scheduler core. All times are milliseconds of one monotonic clock that the caller owns.
@@ -84,6 +87,9 @@ pub struct Core {
     /// Nodes that report more in use than they have; it passes as their pods end.
     overfull: BTreeSet<NodeId>,
     effects: Vec<Effect>,
+    /// Snapshot tasks by state, and those of which there is news (function, node).
+    task_counts: BTreeMap<TaskState, usize>,
+    tasks_changed: BTreeSet<(FuncKey, String)>,
     counters: Counters,
 }
 
@@ -122,6 +128,8 @@ impl Core {
             capacity_changed: false,
             overfull: BTreeSet::new(),
             effects: Vec::new(),
+            task_counts: BTreeMap::new(),
+            tasks_changed: BTreeSet::new(),
             counters: Counters::default(),
         }
     }
@@ -259,6 +267,7 @@ impl Core {
             visits: Vec::new(),
             visits_due_ms: None,
             prewarm_ms: None,
+            tasks: BTreeMap::new(),
         };
         self.functions.insert(id, function);
         id

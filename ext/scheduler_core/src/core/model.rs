@@ -1,11 +1,12 @@
 //! The nouns of the core: functions, tenants, pods, their limits and policies.
 //! They must hold data only; every decision is in the verbs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[cfg(feature = "faults")]
 use super::fault::Fault;
 use super::messages::Refusal;
+use super::tasks::{SnapshotTier, Task};
 use crate::keepalive::{Adaptive, FunctionIx, TenantIx};
 use crate::nodes::{GpuRequest, Holding, NodeId, Request};
 use crate::place;
@@ -54,6 +55,13 @@ pub struct Config {
     pub backoff_ms: u64,
     /// Longest back-off.
     pub backoff_max_ms: u64,
+    /// The same for snapshots that could not be taken.
+    pub snapshot_backoff_ms: u64,
+    /// Longest of these.
+    pub snapshot_backoff_max_ms: u64,
+    /// A worker that was to be saved is ready, and its node says nothing of the snapshot for so
+    /// long: it failed.
+    pub snapshot_wait_ms: u64,
     /// How nodes are chosen; the others are there to be compared with the default.
     pub placement: place::Policy,
     /// How those that make room are chosen; as above.
@@ -76,6 +84,9 @@ impl Default for Config {
             takeover_ms: 3_000,
             backoff_ms: 1_000,
             backoff_max_ms: 60_000,
+            snapshot_backoff_ms: 30_000,
+            snapshot_backoff_max_ms: 3_600_000,
+            snapshot_wait_ms: 600_000,
             placement: place::Policy::default(),
             eviction: Eviction::Worth,
             #[cfg(feature = "faults")]
@@ -139,6 +150,9 @@ pub struct Spec {
 pub struct StartTimes {
     pub cold_ms: u64,
     pub resume_ms: u64,
+    /// From a snapshot in the node's memory, and in a file of the node.
+    pub host_ms: u64,
+    pub file_ms: u64,
 }
 
 impl StartTimes {
@@ -146,21 +160,38 @@ impl StartTimes {
     const ASSUMED: StartTimes = StartTimes {
         cold_ms: 22_700,
         resume_ms: 1_000,
+        host_ms: 1_000,
+        file_ms: 6_000,
     };
 
-    /// These times where they are known, otherwise what is assumed.
+    /// These times where they are known, otherwise what is assumed: of a snapshot, that it does not
+    /// take longer than a start from nothing does.
     pub fn or_assumed(self) -> StartTimes {
         let known = |ms, assumed| if ms == 0 { assumed } else { ms };
+        let cold_ms = known(self.cold_ms, Self::ASSUMED.cold_ms);
         StartTimes {
-            cold_ms: known(self.cold_ms, Self::ASSUMED.cold_ms),
+            cold_ms,
             resume_ms: known(self.resume_ms, Self::ASSUMED.resume_ms),
+            host_ms: known(self.host_ms, Self::ASSUMED.host_ms.min(cold_ms)),
+            file_ms: known(self.file_ms, Self::ASSUMED.file_ms.min(cold_ms)),
+        }
+    }
+
+    /// A start from a snapshot of that tier, or from nothing.
+    pub fn of_start(&self, tier: Option<SnapshotTier>) -> u64 {
+        match tier {
+            None => self.cold_ms,
+            Some(SnapshotTier::Host) => self.host_ms,
+            Some(SnapshotTier::File) => self.file_ms,
         }
     }
 
     /// A start of this kind took that long: a quarter of the way towards it.
-    pub fn learn(&mut self, kind: StartKind, took_ms: u64) {
+    pub fn learn(&mut self, kind: StartKind, tier: Option<SnapshotTier>, took_ms: u64) {
         let time = match kind {
             StartKind::Warm => return,
+            StartKind::Snapshot if tier == Some(SnapshotTier::Host) => &mut self.host_ms,
+            StartKind::Snapshot => &mut self.file_ms,
             StartKind::Resume => &mut self.resume_ms,
             StartKind::Cold => &mut self.cold_ms,
         };
@@ -315,6 +346,8 @@ pub struct Function {
     pub visits_due_ms: Option<u64>,
     /// When a standby is resumed ahead of need.
     pub prewarm_ms: Option<u64>,
+    /// Its snapshots, node by node.
+    pub tasks: BTreeMap<NodeId, Task>,
 }
 
 /// One caller's use of a function: leases and tickets that overlap or follow each other closely.
@@ -334,6 +367,7 @@ pub struct Visit {
 pub enum StartKind {
     Warm,
     Resume,
+    Snapshot,
     Cold,
 }
 
@@ -343,6 +377,7 @@ impl StartKind {
         match self {
             StartKind::Warm => "warm",
             StartKind::Resume => "resume",
+            StartKind::Snapshot => "snapshot",
             StartKind::Cold => "cold",
         }
     }
@@ -378,6 +413,8 @@ pub struct Pod {
     pub slots: u32,
     pub leased: u32,
     pub start: StartKind,
+    /// Where the snapshot was that its start was to restore.
+    pub tier: Option<SnapshotTier>,
     pub since_ms: u64,
     pub ready_ms: u64,
     pub used_ms: u64,

@@ -23,7 +23,12 @@ impl Core {
             return self.late_start_result(now_ms, outcome);
         };
         match outcome.ok {
-            true => self.set_ready(now_ms, ix),
+            true => {
+                if outcome.from_snapshot {
+                    self.pod_mut(ix).start = StartKind::Snapshot;
+                }
+                self.set_ready(now_ms, ix);
+            }
             false => self.fail_start(now_ms, ix, &outcome),
         }
     }
@@ -321,6 +326,7 @@ pub(super) fn new_pod(
         slots,
         leased: 0,
         start: StartKind::Cold,
+        tier: None,
         since_ms: now_ms,
         ready_ms: 0,
         used_ms: now_ms,

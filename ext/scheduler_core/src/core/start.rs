@@ -29,7 +29,9 @@ impl Core {
         self.apply(now_ms, ix, Event::Create);
         self.pod_mut(ix).op = Some(Op::Start);
         self.counters.starts_cold += 1;
-        let order = self.order_start(now_ms, ix, &holding, room);
+        let mut order = self.order_start(now_ms, ix, &holding, room);
+        order.save = self.permit_save(now_ms, func, ix);
+        self.pod_mut(ix).tier = self.tier_on(func, node);
         self.effects.push(Effect::Start(order));
     }
 
@@ -59,6 +61,7 @@ impl Core {
         StartOrder {
             pod: self.order_ref(ix),
             alloc,
+            save: false,
             terminate,
             park,
         }

@@ -4,5 +4,6 @@ mod fairness;
 mod leases;
 mod pods;
 mod pods_max;
+mod snapshots;
 mod story;
 mod warmth;
