@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
@@ -60,6 +61,7 @@ async def _serve(config: NodeConfig, gateway: Gateway, server: Server, stop: asy
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not serving.done():
+            _tell_supervisor(config)
             gateway.set_stopping()
             server.stop()  # type: ignore[no-untyped-call]
             if config.listener == "granian":
@@ -71,6 +73,13 @@ async def _serve(config: NodeConfig, gateway: Gateway, server: Server, stop: asy
         raise gateway.startup_error or InferxError(f"the control server failed: {error}") from None
     finally:
         gateway.control_socket.unlink(missing_ok=True)
+
+
+def _tell_supervisor(config: NodeConfig) -> None:
+    """The next gateway can be started while this one finishes its calls."""
+    if config.stopping_fd:
+        with suppress(BrokenPipeError):  # it has died, and this gateway ends for that reason
+            os.write(config.stopping_fd, b"%d\n" % os.getpid())
 
 
 def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Server:

@@ -41,8 +41,10 @@ FENCES = [
     (r"^\s*(pub )?use pyo3\b", ("ext/lib.rs", "/src/py.rs", "/src/py/"), "PyO3"),
     (
         r"\bunsafe\s*(\{|fn|impl)",
-        # The driver, mapped memory, and buffers that the kernel fills on its own.
+        # The driver, mapped memory, buffers that the kernel fills on its own, and a descriptor that
+        # comes from Python as a number.
         (
+            "ext/proxy/src/py.rs",
             "ext/gpu_snapshot/src/cuda",
             "ext/gpu_snapshot/src/map.rs",
             "ext/gpu_snapshot/src/uring.rs",

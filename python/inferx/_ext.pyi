@@ -366,6 +366,7 @@ class Proxy:
         pool_idle_timeout_ms: int = 4000,
         eject_failures: int = 10,
         share_port: bool = False,
+        listen_fd: int | None = None,
         tls: tuple[str | PathLike[str], str | PathLike[str]] | None = None,
     ) -> Self:
         """A plane that does not listen yet.
@@ -376,6 +377,9 @@ class Proxy:
         hashed under the key. Raises ValueError for a host that is not an IP address.
         A worker that fails `eject_failures` times in a row (5xx, no answer) is given up. With
         `share_port` another plane may listen on the port already; anybody may join a plane later.
+        `listen_fd` is a socket that listens on the port and that others hold, too; the plane owns
+        the descriptor from then on. In both cases nobody is accepted before `set_not_ready(None)`,
+        or for 10 s.
         `tls` is a certificate chain and its key as PEM files: clients then speak TLS, with HTTP/2
         or HTTP/1.1. Raises OSError naming the file that cannot be used.
         """
@@ -452,6 +456,11 @@ class Proxy:
         """Take a worker out of rotation. Its calls in flight go on; `worker_idle` comes after the
         last of them. False when it was not in."""
 
+    def trim_worker(self, lease_id: int, most: int) -> bool:
+        """Others want slots of this worker: keep at most so many, and no more than its calls and
+        those that wait can use now. `worker_trimmed` comes when the calls beyond them have ended,
+        `worker_idle` when nothing is kept. False when it was not in."""
+
     def fail_lease(
         self,
         function: str,
@@ -514,8 +523,9 @@ class Proxy:
 
         `("need_worker", function, revision, count)`, `("worker_idle", function, lease_id)` and
         `("worker_failed", function, lease_id, reason)`; the workers of the latter two are out of
-        rotation already. `("need_verdict", digest, credential)`: a credential that is not known;
-        the calls with it wait.
+        rotation already. `("worker_trimmed", function, lease_id, slots)`: so many slots are left.
+        `("need_verdict", digest, credential)`: a credential that is not known; the calls with it
+        wait.
         """
 
     def take_records(self) -> bytes:
@@ -635,6 +645,14 @@ class SchedulerCore:
 
     def give_back(self, now_ms: int, lease_id: int, ok: bool = True) -> bool:
         """Ends a lease. False when it is not live (any more). `ok` False: the worker is broken."""
+
+    def share(self, lease_id: int) -> int | None:
+        """Slots that the lease may keep because another gateway waits for some of its function, 0 =
+        none; None when nobody else waits."""
+
+    def trim(self, now_ms: int, lease_id: int, slots: int) -> bool:
+        """The gateway holds at most so many slots under the lease from now on, at least one. False
+        when it is not live."""
 
     def cancel(self, now_ms: int, ticket: int) -> bool:
         """Takes a ticket out of the queue. False when it was answered already."""

@@ -60,6 +60,8 @@ _ENVIRONMENT = {
     "INFERX_LOG_FORMAT": ("logFormat", "text"),
     "INFERX_LOG_LEVEL": ("logLevel", "text"),
     "INFERX_CRASH_AFTER_WRITES": ("crashAfterWrites_", "count"),
+    "INFERX_LISTEN_FD": ("listenFd_", "count"),
+    "INFERX_STOPPING_FD": ("stoppingFd_", "count"),
 }
 
 # Secrets, which may also be given as the path of a file that holds them: NAME_FILE.

@@ -73,6 +73,43 @@ def test_two_gateways_share_the_slots_of_one_pod(platform: Platform, other: str)
     assert call(other, "shared", "pid").json()["max"] <= PARALLEL, "no slot was promised twice"
 
 
+def stream_until(stop: threading.Event, url: str, name: str) -> int:
+    """Streams, one after the other; returns how many."""
+    done = 0
+    while not stop.is_set():
+        answer = call(url, name, "stream?n=20&ms=10")
+        assert answer.text.count("data: ") == 20, answer.text
+        done += 1
+    return done
+
+
+@pytest.mark.parametrize("parallel", [1, PARALLEL])
+def test_a_busy_gateway_leaves_the_other_its_share(
+    platform: Platform, other: str, parallel: int
+) -> None:
+    """One keeps all slots busy for good; the other's calls get their share all the same."""
+    name = f"fair{parallel}"
+    platform.apply(function(name, parallel=parallel, scalein_timeout=1.0, queue_timeout=60.0))
+    assert call(platform.url, name, "pid").status_code == 200
+    stop = threading.Event()
+    with ThreadPoolExecutor(2 * parallel + 2) as pool:
+        try:
+            busy = [
+                pool.submit(stream_until, stop, platform.url, name) for _ in range(2 * parallel)
+            ]
+            eventually(
+                lambda: platform.metric("inferx_function_active", function=name) == parallel,
+                what="all slots are busy",
+            )
+            both = pool.map(lambda _: call(other, name, "stream?n=20&ms=10"), range(2))
+            assert {answer.status_code for answer in both} == {200}
+        finally:
+            stop.set()
+        assert min(task.result(90.0) for task in busy) > 0
+    assert len(platform.pods(name)) == 1
+    assert call(other, name, "pid").json()["max"] <= parallel, "no slot was promised twice"
+
+
 def test_what_one_gateway_gives_back_the_other_gets(platform: Platform, other: str) -> None:
     platform.apply(function("passed-on", parallel=1, scalein_timeout=0.1))
     first = call(platform.url, "passed-on", "pid")

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from bench import soak
 from .conftest import ROOT, Platform, eventually, function, start_platform
 
 SOAK_SECONDS = 45
-TAKEOVER_SECONDS = 25
+RESTART_SECONDS = 30
 STREAMS, TOKENS, TOKEN_MS = 16, 60, 50
 
 
@@ -55,21 +56,22 @@ def read_stream(url: str, started: threading.Barrier) -> list[str]:
 
 @pytest.mark.xdist_group("load")
 def test_a_gateway_that_is_terminated_finishes_what_it_took(platform: Platform) -> None:
-    """SIGTERM under load: all streams finish, no call that was accepted fails."""
+    """SIGTERM under load: all streams finish, no call that was accepted fails. Behind the data
+    plane's own listener the next gateway serves meanwhile, on the same socket: no call fails."""
     base = f"{platform.url}/funccall/public/test/f"
     started = threading.Barrier(STREAMS + 1)
-    refused = threading.Event()
+    over = threading.Event()
 
     answered: list[int] = []
+    refused: list[str] = []
 
-    def call_until_refused() -> None:
-        while not refused.is_set():
+    def call_until_over() -> None:
+        while not over.is_set():
             try:
                 answer = httpx.get(f"{base}/wait?ms=5", timeout=60.0)
-            except (httpx.ConnectError, httpx.ReadError):
-                # Not accepted any more (the system resets what still waits to be accepted):
-                # whoever asks asks the next gateway.
-                refused.set()
+            except (httpx.ConnectError, httpx.ReadError) as error:
+                # Granian's socket ends with it, and the system resets who waits to be accepted.
+                refused.append(repr(error))
                 return
             assert answer.status_code == 200, answer.text
             answered.append(answer.status_code)
@@ -79,32 +81,68 @@ def test_a_gateway_that_is_terminated_finishes_what_it_took(platform: Platform) 
         url = f"{base}/stream?n={TOKENS}&ms={TOKEN_MS}"
         streams = [pool.submit(read_stream, url, started) for _ in range(STREAMS)]
         started.wait(30.0)
-        callers = [pool.submit(call_until_refused) for _ in range(4)]
+        callers = [pool.submit(call_until_over) for _ in range(4)]
         eventually(lambda: len(answered) >= 8, what="the load runs")
         os.kill(gateway, signal.SIGTERM)
         for stream in streams:
             assert stream.result(60.0) == [f"data: {number}" for number in range(TOKENS)]
+        if not refused:
+            served = len(answered)
+            eventually(lambda: len(answered) > served + 8, 60.0, "the next gateway serves")
+        over.set()
         for caller in callers:
             caller.result(60.0)
+    assert not refused or "--listener granian" in " ".join(platform.process.args)
     eventually(lambda: platform.children()["gateway"] != gateway, 60.0, "a new gateway")
     eventually(lambda: platform.call("f", "pid").status_code == 200, 60.0, "it serves")
     assert "ended with exit code 0" in platform.output.read_text()
 
 
+def call_on_fresh_connections(url: str, over: threading.Event) -> int:
+    """Calls, each on a connection of its own; any failure is raised."""
+    done = 0
+    while not over.is_set():
+        answer = httpx.post(f"{url}/funccall/public/test/unary/echo", content=b"x", timeout=60.0)
+        assert answer.status_code == 200, answer.text
+        done += 1
+    return done
+
+
 @pytest.mark.xdist_group("load")
-def test_another_gateway_takes_over_under_load_and_no_call_fails(tmp_path: Path) -> None:
+def test_gateways_come_and_go_under_load_and_no_call_fails(tmp_path: Path) -> None:
+    """SIGUSR1 asks for another gateway; SIGTERM to a gateway, twice, makes the next one start."""
     platform = start_platform(tmp_path / "inferx", "--gpus", "3x1000")
+    over = threading.Event()
+
+    def others_served(before: int) -> bool:
+        """Another gateway is there and has taken calls in."""
+        return (
+            platform.children()["gateway"] != before and platform.metric("inferx_calls_total") > 50
+        )
+
     try:
         soak.deploy(platform)
-        running = soak.load(platform, TAKEOVER_SECONDS, users=8)
-        gateway = platform.children()["gateway"]
-        eventually(lambda: platform.metric("inferx_calls_total") > 50, what="the load runs")
-        platform.process.send_signal(signal.SIGUSR1)
-        eventually(lambda: "has taken over" in platform.output.read_text(), 90.0, "a take-over")
-        assert platform.children()["gateway"] != gateway
-        assert running.poll() is None, "the load still runs"
-        output, errors = running.communicate(timeout=120)
+        running = soak.load(platform, RESTART_SECONDS, users=8)
+        with ThreadPoolExecutor(2) as pool:
+            fresh = [pool.submit(call_on_fresh_connections, platform.url, over) for _ in range(2)]
+            eventually(lambda: platform.metric("inferx_calls_total") > 50, what="the load runs")
+            gateway = platform.children()["gateway"]
+            platform.process.send_signal(signal.SIGUSR1)
+            said = "has taken over"
+            eventually(lambda: said in platform.output.read_text(), 90.0, said)
+            for _ in range(2):
+                eventually(partial(others_served, gateway), 60.0, "the other gateway serves")
+                gateway = platform.children()["gateway"]
+                os.kill(gateway, signal.SIGTERM)
+            eventually(partial(others_served, gateway), 60.0, "the last gateway serves")
+            assert running.poll() is None, "the load still runs"
+            output, errors = running.communicate(timeout=120)
+            over.set()
+            assert min(task.result(60.0) for task in fresh) > 0
+        said = f"gateway (process {gateway}) ended with exit code 0"
+        eventually(lambda: said in platform.output.read_text(), 60.0, said)
     finally:
+        over.set()
         assert platform.stop() == 0, platform.output.read_text()
     requests, failed = soak.totals(output)
     assert requests > 100

@@ -250,6 +250,48 @@ async def test_an_idle_worker_is_offered_back_and_not_used_any_more(rig: Rig) ->
         await rig.gauge("parked", 0)
 
 
+async def test_slots_that_others_want_are_given_up_as_their_calls_end(rig: Rig) -> None:
+    rig.function(parallel=4)
+    async with RawWorker() as worker:
+        handle = rig.add(worker.port, slots=4)
+        wires = [await rig.request(f"/funccall/t/n/f/{number}") for number in range(4)]
+        upstreams: dict[str, Wire] = {}
+        for _ in wires:
+            upstream = await worker.accept()
+            upstreams[(await upstream.head()).start] = upstream
+        waiting = await rig.request()
+        await rig.gauge("parked", 1)
+        assert rig.proxy.trim_worker(handle, 2)
+        for number in (0, 1):
+            assert not [event for event in rig.events if event[0] == "worker_trimmed"]
+            await upstreams[f"GET /{number} HTTP/1.1"].send(OK)
+            assert (await wires[number].message()).status == 200
+        assert await rig.event("worker_trimmed") == ("worker_trimmed", "t/n/f", handle, 2)
+        assert (rig.stats()["parked"], rig.stats()["slots"]) == (1, 2)
+        await upstreams["GET /2 HTTP/1.1"].send(OK)
+        await rig.gauge("parked", 0)  # the call that waited has the slot, within what is left
+        assert not rig.proxy.trim_worker(handle + 1, 1)
+        for wire in (waiting, *wires):
+            wire.abort()
+
+
+async def test_slots_that_no_call_needs_are_given_up_at_once(rig: Rig) -> None:
+    rig.function(parallel=4)
+    async with RawWorker() as worker:
+        unused, used = rig.add(worker.port, slots=4), rig.add(worker.port, slots=4)
+        wire = await rig.request()
+        upstream = await worker.accept()
+        await upstream.head()
+        assert rig.proxy.trim_worker(unused, 4)
+        assert await rig.event("worker_idle") == ("worker_idle", "t/n/f", unused)
+        assert rig.proxy.trim_worker(used, 4)
+        assert await rig.event("worker_trimmed") == ("worker_trimmed", "t/n/f", used, 1)
+        assert rig.proxy.trim_worker(used, 0)
+        await upstream.send(OK)
+        assert (await wire.message()).status == 200
+        assert await rig.event("worker_idle") == ("worker_idle", "t/n/f", used)
+
+
 async def test_a_worker_that_cannot_be_reached_is_replaced(rig: Rig) -> None:
     rig.function()
     dead = rig.add(free_port())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,6 +66,33 @@ async def test_another_plane_takes_over_the_port_and_no_call_fails(tmp_path: Pat
             assert min(await asyncio.gather(*callers)) > 0
         records = old.records() + new.records()
         assert {record[5] for record in records} == {"complete"}
+
+
+async def test_a_socket_that_was_handed_in_outlives_the_plane(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        port = kept.getsockname()[1]
+        plane = Proxy("127.0.0.1", port, tmp_path / "x.sock", listen_fd=os.dup(kept.fileno()))
+        assert plane.start() == port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
+        await asyncio.sleep(0.1)  # time in which it could be answered too early
+        assert b'"connections":0' in plane.stats().replace(b" ", b"")
+        plane.set_not_ready(None)
+        assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
+        writer.close()
+        assert await asyncio.to_thread(plane.drain, 5_000)
+        _, waiting = await asyncio.open_connection("127.0.0.1", port)
+        accepted, whose = kept.accept()
+        accepted.close()
+        assert whose == waiting.get_extra_info("sockname")
+        waiting.close()
+
+
+async def test_a_socket_of_another_port_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        plane = Proxy("127.0.0.1", 1, tmp_path / "x.sock", listen_fd=os.dup(kept.fileno()))
+        with pytest.raises(OSError, match="another port"):
+            plane.start()
 
 
 async def test_a_port_is_not_shared_with_a_stranger(tmp_path: Path) -> None:

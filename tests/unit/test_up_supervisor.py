@@ -60,7 +60,14 @@ def run(config):
         return 7
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", str(events)])
     event("start")
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler, bind_and_activate=False)
+    if name == "gateway":
+        server.socket.close()
+        server.socket = socket.socket(fileno=config.listen_fd)
+    else:
+        server.server_bind()
+        server.server_activate()
+    server.serve_forever()
 """
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
 

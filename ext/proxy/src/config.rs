@@ -2,7 +2,9 @@
 //! Must never be changed while the plane runs: everything that changes is pushed as a command.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Everything that a plane needs to know before it listens.
@@ -42,6 +44,8 @@ pub struct Config {
     pub eject_failures: u32,
     /// Another plane may listen on the same port, which this one takes over from or hands over to.
     pub share_port: bool,
+    /// A socket that listens on the port already and is held by others, too; taken at the start.
+    pub listening: Arc<Mutex<Option<OwnedFd>>>,
     /// Certificate chain and key as PEM files; the listener speaks TLS when they are given.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Threads of the data plane, 0 for one per core.
@@ -68,6 +72,7 @@ impl Default for Config {
             auth_key: None,
             eject_failures: 10,
             share_port: false,
+            listening: Arc::default(),
             tls: None,
             threads: 0,
         }

@@ -31,7 +31,6 @@ pub(crate) struct Hub {
 pub(crate) struct Worker {
     pub lease_id: u64,
     pub pod_id: Box<str>,
-    pub slots: u32,
     pub start: Start,
     pub added: Instant,
     pub upstream: Arc<Upstream>,
@@ -65,6 +64,9 @@ struct State {
 struct Member {
     worker: Arc<Worker>,
     active: u32,
+    slots: u32,
+    /// Its slots have become fewer, and whoever they belong to now is not told yet.
+    trimmed: bool,
     idle_since: Instant,
     /// Belongs to an older revision: serves what it has and takes nothing new.
     retiring: bool,
@@ -79,7 +81,7 @@ struct Parked {
 
 impl Member {
     fn has_room(&self) -> bool {
-        !self.retiring && self.active < self.worker.slots
+        !self.retiring && self.active < self.slots
     }
 }
 
@@ -90,7 +92,7 @@ impl State {
 
     fn slots(&self) -> u64 {
         let usable = self.members.iter().filter(|member| !member.retiring);
-        usable.map(|member| u64::from(member.worker.slots)).sum()
+        usable.map(|member| u64::from(member.slots)).sum()
     }
 
     fn active(&self) -> u64 {
@@ -287,9 +289,19 @@ impl Function {
         });
     }
 
-    /// Ends what is not in use any more after a member lost its last call.
+    /// Ends what is not in use any more after a member lost a call: slots, or all of the member.
     fn settle(&self, state: &mut State) {
         let hub = &self.hub;
+        for member in &mut state.members {
+            if member.trimmed && !member.retiring && member.active <= member.slots {
+                member.trimmed = false;
+                hub.outbox.push(Event::WorkerTrimmed {
+                    function: self.key.clone(),
+                    lease_id: member.worker.lease_id,
+                    slots: member.slots,
+                });
+            }
+        }
         state.members.retain(|member| {
             let over = member.retiring && member.active == 0;
             if over {

@@ -27,6 +27,15 @@ pub enum Event {
         /// Lease under which the worker was added.
         lease_id: u64,
     },
+    /// A worker has fewer slots from now on, all calls beyond them having ended.
+    WorkerTrimmed {
+        /// `tenant/namespace/function`.
+        function: Arc<str>,
+        /// Lease under which the worker was added.
+        lease_id: u64,
+        /// Slots that are left of it.
+        slots: u32,
+    },
     /// A worker could not be reached; it is out of rotation.
     WorkerFailed {
         /// `tenant/namespace/function`.

@@ -4,9 +4,10 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::client::{Client, Next};
+use crate::config::Config;
 use crate::deliver::After;
 use crate::http2;
 use crate::plane::Core;
@@ -25,13 +27,56 @@ use crate::tls::Tls;
 const BACKLOG: i32 = 4096;
 /// Large prompts arrive on fresh connections, whose window would otherwise grow only slowly.
 const RECEIVE_BUFFER: usize = 1 << 20;
+/// Pause when the system is out of descriptors or memory.
+const SHORT_OF: Duration = Duration::from_millis(50);
 
-/// Opens the listening socket; the error names the address. Any socket may be joined by a later
-/// one that shares the port; this one joins another only when `share` says so.
-pub(crate) fn bind(address: SocketAddr, share: bool) -> io::Result<std::net::TcpListener> {
-    let explain = |error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
-    };
+/// How long a plane that is not ready leaves new connections to whoever shares its port.
+const HOLD_MAX: Duration = Duration::from_secs(10);
+
+/// A bound socket, and whether others listen on its port: then nobody is accepted before this
+/// plane is ready.
+#[derive(Debug)]
+pub(crate) struct Port {
+    socket: RawSocket,
+    held: bool,
+}
+
+impl Port {
+    /// Binds the port, or takes over the socket that was handed in; the error names the address.
+    /// Any socket may be joined by a later one that shares the port; this one joins another only
+    /// when the configuration says so.
+    pub(crate) fn open(config: &Config) -> io::Result<Self> {
+        let address = config.listen;
+        let handed_in = config.listening.lock();
+        let handed_in = handed_in.unwrap_or_else(PoisonError::into_inner).take();
+        let opened = match handed_in {
+            Some(socket) => inherit(socket, address),
+            None => bind(address, config.share_port),
+        };
+        let explain = |error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+        };
+        opened.map_err(explain)
+    }
+
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        let unusable = || io::Error::other("not a socket of the internet protocols");
+        self.socket.local_addr()?.as_socket().ok_or_else(unusable)
+    }
+}
+
+fn inherit(socket: OwnedFd, address: SocketAddr) -> io::Result<Port> {
+    let socket = RawSocket::from(socket);
+    let port = Port { socket, held: true };
+    if port.address()?.port() != address.port() {
+        return Err(io::Error::other("the socket handed in is of another port"));
+    }
+    port.socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    port.socket.set_nonblocking(true)?;
+    Ok(port)
+}
+
+fn bind(address: SocketAddr, share: bool) -> io::Result<Port> {
     let open = |share: bool| -> io::Result<RawSocket> {
         let domain = Domain::for_address(address);
         let socket = RawSocket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
@@ -42,24 +87,52 @@ pub(crate) fn bind(address: SocketAddr, share: bool) -> io::Result<std::net::Tcp
         socket.bind(&address.into())?;
         Ok(socket)
     };
-    let listen = || -> io::Result<std::net::TcpListener> {
-        if !share && address.port() != 0 {
-            // Fails when anybody listens there.
-            drop(open(false)?);
-        }
-        let socket = open(true)?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
+    if !share && address.port() != 0 {
+        // Fails when anybody listens there.
+        drop(open(false)?);
+    }
+    let port = Port {
+        socket: open(true)?,
+        held: share,
     };
-    listen().map_err(explain)
+    if !port.held {
+        port.socket.listen(BACKLOG)?;
+    }
+    Ok(port)
 }
 
-/// Accepts clients until told to stop.
+/// Accepts clients from the moment that they can be served until told to stop.
 pub(crate) async fn accept(
     core: Arc<Core>,
-    listener: TcpListener,
+    port: Port,
+    mut ready: watch::Receiver<bool>,
     mut stop: watch::Receiver<bool>,
 ) {
+    if port.held {
+        let hold = tokio::time::timeout(HOLD_MAX, ready.wait_for(|ready| *ready));
+        tokio::select! {
+            _ = hold => {}
+            () = told_to_stop(&mut stop) => return,
+        }
+    }
+    let listener = loop {
+        let socket = port.socket.try_clone();
+        let listening = socket.and_then(|socket| {
+            socket.listen(BACKLOG)?;
+            TcpListener::from_std(socket.into())
+        });
+        match listening {
+            Ok(listener) => break listener,
+            // Out of descriptors or memory, or told to stop.
+            Err(_) if !*stop.borrow() => tokio::time::sleep(SHORT_OF).await,
+            Err(_) => return,
+        }
+    };
+    drop(port);
+    accept_from(core, listener, stop).await;
+}
+
+async fn accept_from(core: Arc<Core>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(core.config.connections_max));
     loop {
         let next = async {
@@ -81,7 +154,7 @@ pub(crate) async fn accept(
             }
             Err(error) if is_of_one_client(&error) => {}
             // Out of descriptors or memory: let some connections end first.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => tokio::time::sleep(SHORT_OF).await,
         }
     }
     // Who connected before the port is given up is still served: closing would reset them.

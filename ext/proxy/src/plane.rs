@@ -21,7 +21,7 @@ use crate::dispatch::{Function, Hub, Worker};
 use crate::door::Door;
 use crate::events::{Event, Outbox};
 use crate::limits::{Limits, TenantLimits};
-use crate::listener;
+use crate::listener::{self, Port};
 use crate::reply::Reject;
 use crate::route::Routes;
 use crate::stats::{BOUNDS_MS, PlaneStats, Start};
@@ -88,6 +88,8 @@ pub struct Plane {
     core: Arc<Core>,
     leases: Mutex<HashMap<u64, Weak<Function>>>,
     running: Mutex<Option<Running>>,
+    /// Whether the gateway can serve, for who waits for it.
+    ready: watch::Sender<bool>,
 }
 
 struct Running {
@@ -130,6 +132,7 @@ impl Plane {
             core,
             leases: Mutex::default(),
             running: Mutex::new(None),
+            ready: watch::Sender::new(false),
         })
     }
 
@@ -142,16 +145,12 @@ impl Plane {
         if running.is_some() {
             return Err(io::Error::other("the data plane runs already"));
         }
-        let config = &self.core.config;
-        let socket = listener::bind(config.listen, config.share_port)?;
-        let address = socket.local_addr()?;
+        let port = Port::open(&self.core.config)?;
+        let address = port.address()?;
         let runtime = self.build_runtime()?;
         let (stop, stopped) = watch::channel(false);
-        let listener = {
-            let _inside = runtime.enter();
-            tokio::net::TcpListener::from_std(socket)?
-        };
-        runtime.spawn(listener::accept(self.core.clone(), listener, stopped));
+        let ready = self.ready.subscribe();
+        runtime.spawn(listener::accept(self.core.clone(), port, ready, stopped));
         *running = Some(Running {
             runtime,
             stop,
@@ -250,19 +249,18 @@ impl Plane {
             return false;
         };
         let idle_max = self.core.config.pool_idle_timeout;
-        let (lease_id, revision) = (worker.lease_id, worker.revision);
+        let (lease_id, revision, slots) = (worker.lease_id, worker.revision, worker.slots);
         let upstream = Arc::new(Upstream::new(Address::Tcp(worker.address), idle_max));
         let worker = Arc::new(Worker {
             lease_id,
             pod_id: worker.pod_id.into(),
-            slots: worker.slots.max(1),
             start: worker.start,
             added: Instant::now(),
             failures: AtomicU32::new(0),
             upstream,
         });
         self.leases().insert(lease_id, Arc::downgrade(&function));
-        if !function.add_worker(worker, revision) {
+        if !function.add_worker(worker, slots, revision) {
             self.leases().remove(&lease_id);
             return false;
         }
@@ -277,6 +275,12 @@ impl Plane {
         function
             .and_then(|it| it.upgrade())
             .is_some_and(|it| it.remove_worker(lease_id))
+    }
+
+    /// Gives up slots of a worker that others wait for; see [`Function::trim_worker`].
+    pub fn trim_worker(&self, lease_id: u64, most: u32) -> bool {
+        let function = self.leases().get(&lease_id).and_then(Weak::upgrade);
+        function.is_some_and(|it| it.trim_worker(lease_id, most))
     }
 
     /// Says that a lease of that revision could not be had.
@@ -326,11 +330,14 @@ impl Plane {
 
     /// Sets what `/readyz` answers: None for ready, otherwise the reason.
     pub fn set_not_ready(&self, reason: Option<String>) {
+        let ready = reason.is_none();
         *self
             .core
             .not_ready
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = reason;
+        // Last: who is accepted from now on must find it so.
+        self.ready.send_replace(ready);
     }
 
     /// A descriptor that is readable while events wait.

@@ -3,7 +3,9 @@
 mod door;
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -39,6 +41,14 @@ fn parse_ip(host: &str) -> PyResult<IpAddr> {
         .map_err(|_| PyValueError::new_err(format!("`{host}` is not an IP address")))
 }
 
+/// Takes over a descriptor whose owner in Python has let go of it.
+#[allow(unsafe_code)] // there is no other way from a number to a descriptor
+fn take_over(number: Option<RawFd>) -> Arc<Mutex<Option<OwnedFd>>> {
+    // SAFETY: the contract in `_ext.pyi`: it is open, and nobody else in this process closes it.
+    let owned = number.map(|number| unsafe { OwnedFd::from_raw_fd(number) });
+    Arc::new(Mutex::new(owned))
+}
+
 fn read_config(
     host: &str,
     port: u16,
@@ -63,6 +73,7 @@ fn read_config(
             "auth_key" => config.auth_key = value.extract()?,
             "eject_failures" => config.eject_failures = value.extract()?,
             "share_port" => config.share_port = value.extract()?,
+            "listen_fd" => config.listening = take_over(value.extract()?),
             "tls" => config.tls = value.extract()?,
             "threads" => config.threads = value.extract()?,
             "head_timeout_ms" => config.head_timeout = ms()?,
@@ -201,6 +212,10 @@ impl Proxy {
         self.plane.remove_worker(lease_id)
     }
 
+    fn trim_worker(&self, lease_id: u64, most: u32) -> bool {
+        self.plane.trim_worker(lease_id, most)
+    }
+
     #[pyo3(signature = (function, *, revision, http_status, code, message, retry_after_ms=None))]
     fn fail_lease(
         &self,
@@ -299,6 +314,13 @@ fn convert_event(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyAny>> {
             .into_pyobject(py)?
             .into_any(),
         Event::WorkerIdle { function, lease_id } => ("worker_idle", &*function, lease_id)
+            .into_pyobject(py)?
+            .into_any(),
+        Event::WorkerTrimmed {
+            function,
+            lease_id,
+            slots,
+        } => ("worker_trimmed", &*function, lease_id, slots)
             .into_pyobject(py)?
             .into_any(),
         Event::WorkerFailed {

@@ -124,6 +124,16 @@ impl Leases {
         cell.lease.as_ref().filter(|_| current == id.0)
     }
 
+    /// Leaves at most `slots` of a live lease; returns how many those are less, and of which
+    /// function and pod.
+    pub fn trim(&mut self, id: LeaseId, slots: u32) -> (u32, FuncId, PodIx) {
+        let lease = self.cells[id.cell()].lease.as_mut();
+        let lease = lease.expect("only a live lease is trimmed");
+        let given_up = lease.slots.saturating_sub(slots);
+        lease.slots -= given_up;
+        (given_up, lease.func, lease.pod)
+    }
+
     /// Ends a lease.
     pub fn remove(&mut self, id: LeaseId) -> Option<Lease> {
         self.get(id)?;

@@ -124,6 +124,8 @@ class NodeConfig:
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
     leader_lease_ms: int = 2000
     crash_after_writes: int = 0  # for tests: see store/crashpoint.py
+    listen_fd: int = 0  # the gateway's socket, when its supervisor keeps it; 0 = none
+    stopping_fd: int = 0  # where the gateway tells its supervisor that it stops; 0 = nowhere
     auditdb_addr: Secret = field(default_factory=Secret)
     simulated_gpus: tuple[SimulatedGpu, ...] = ()
     listener: str = "rust"
@@ -170,6 +172,8 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         metrics_port=fields.integer("metricsPort", 0, high=65535),
         state_svc_addrs=several(fields, "stateSvcAddrs") or (f"127.0.0.1:{port['statSvcPort']}",),
         crash_after_writes=fields.integer("crashAfterWrites_", 0),
+        listen_fd=fields.integer("listenFd_", 0),
+        stopping_fd=fields.integer("stoppingFd_", 0),
         leader_lease_ms=fields.integer(
             "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
         ),

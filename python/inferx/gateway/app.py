@@ -68,6 +68,7 @@ class Gateway:
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._auditor: Auditor | None = None
+        self._workers: Workers | None = None
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
@@ -81,6 +82,7 @@ class Gateway:
             # Credentials are hashed under a number that only this process knows.
             auth_key=secrets.token_bytes(32) if config.auth.enable else None,
             share_port=self.takes_over,
+            listen_fd=config.listen_fd or None,
             tls=(config.tls.cert, config.tls.key) if config.tls.enable else None,
         )
         control = Starlette(
@@ -107,7 +109,7 @@ class Gateway:
         state = client.channel(self._config.state_svc_addrs)
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
-        workers = Workers(self._proxy, functions, link, self._identity)
+        workers = self._workers = Workers(self._proxy, functions, link, self._identity)
         auditor = self._auditor = Auditor(open_audit(self._config), state, link)
         callers = Callers(self._proxy, self._authenticator, state, auditor.logged_in)
         pump = Pump(
@@ -166,6 +168,8 @@ class Gateway:
     def set_stopping(self) -> None:
         """Tell load balancers; whoever calls still is served until the app's lifespan ends."""
         self._not_ready("the gateway is stopping")
+        if self._workers is not None:
+            self._workers.spare()
 
     async def cut_calls(self, after_ms: int) -> None:
         """Take no more calls, and end those that are still open after that time."""

@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -89,6 +89,7 @@ class Workers:
         self._heard = time.monotonic()  # when the last answered heartbeat was sent
         self._tasks: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
+        self._news = asyncio.Event()  # something that a heartbeat should tell at once
         self._presence: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -120,6 +121,10 @@ class Workers:
                 self._spawn(self._lease(split(name), revision))
         elif kind == "worker_idle":
             self._spawn(self._give_back(event[2], False))
+        elif kind == "worker_trimmed":
+            if (lease := self.leases.get(event[2])) is not None:
+                self.leases[event[2]] = replace(lease, slots=event[3])
+                self._news.set()
         elif kind == "worker_failed":
             _log.warning("worker of %s failed: %s", name, event[3])
             self._spawn(self._give_back(event[2], True))
@@ -297,29 +302,45 @@ class Workers:
 
     async def _in_doubt(self) -> bool:
         """Rest until the next heartbeat; True when somebody saw the scheduler change."""
-        waits = [
+        news = asyncio.create_task(self._news.wait())
+        doubts = {
             asyncio.create_task(self._doubt.wait()), asyncio.create_task(self._link.moved())
-        ]  # fmt: skip
+        }  # fmt: skip
         try:
             done, _ = await asyncio.wait(
-                waits, timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+                {news, *doubts}, timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            for task in waits:
+            for task in (news, *doubts):
                 task.cancel()
-        return bool(done)
+        self._news.clear()
+        return not done.isdisjoint(doubts)
 
     async def _refresh(self) -> None:
         """One heartbeat for all leases; when some have ended there, everything is announced anew,
-        because a pod that was lost and found again still is whose it was."""
-        held = [lease.lease_id for lease in self.leases.values()]
-        request = pb.RefreshGatewayReq(gateway_id=self._gateway_id, lease_ids=held)
+        because a pod that was lost and found again still is whose it was. Slots that other
+        gateways wait for are given up as far as our calls can do without."""
+        held = list(self.leases.values())
+        request = pb.RefreshGatewayReq(
+            gateway_id=self._gateway_id,
+            lease_ids=[lease.lease_id for lease in held],
+            slots=[lease.slots for lease in held],
+        )
         sent = time.monotonic()
         answer = await client.call(self._link.leases.RefreshGateway, request, _HEARTBEAT_TIMEOUT_S)
         self._heard = sent
         known = {lease.lease_id for lease in self.leases.values()}
         if known.intersection(answer.ended_lease_ids):
             self._doubt.set()
+        shares = {share.lease_id: share.slots for share in answer.shares}
+        for handle, lease in list(self.leases.items()):
+            if lease.lease_id in shares:
+                self._proxy.trim_worker(handle, shares[lease.lease_id])
+
+    def spare(self) -> None:
+        """This gateway is stopping: others may have what its open calls do not need."""
+        for handle, lease in list(self.leases.items()):
+            self._proxy.trim_worker(handle, lease.slots)
 
     def _drop(self, handle: int, why: str) -> None:
         """Use a lease no more. It is given back after its last call: the scheduler may count it

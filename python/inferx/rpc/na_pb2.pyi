@@ -150,20 +150,32 @@ class ReturnWorkerResp(_message.Message):
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
 class RefreshGatewayReq(_message.Message):
-    __slots__ = ("gateway_id", "lease_ids")
+    __slots__ = ("gateway_id", "lease_ids", "slots")
     GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     gateway_id: int
     lease_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, gateway_id: _Optional[int] = ..., lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, gateway_id: _Optional[int] = ..., lease_ids: _Optional[_Iterable[str]] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RefreshGatewayResp(_message.Message):
-    __slots__ = ("error", "ended_lease_ids")
+    __slots__ = ("error", "ended_lease_ids", "shares")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ENDED_LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
     error: str
     ended_lease_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, error: _Optional[str] = ..., ended_lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    shares: _containers.RepeatedCompositeFieldContainer[LeaseShare]
+    def __init__(self, error: _Optional[str] = ..., ended_lease_ids: _Optional[_Iterable[str]] = ..., shares: _Optional[_Iterable[_Union[LeaseShare, _Mapping]]] = ...) -> None: ...
+
+class LeaseShare(_message.Message):
+    __slots__ = ("lease_id", "slots")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    slots: int
+    def __init__(self, lease_id: _Optional[str] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class KillPodReq(_message.Message):
     __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id")

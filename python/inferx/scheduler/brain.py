@@ -145,6 +145,15 @@ class Brain:
         """Whether the lease is live and the gateway's."""
         return self._core.holds(gateway_id, lease_id)
 
+    def share(self, lease_id: int) -> int | None:
+        """Slots that a lease may keep when another gateway waits; None when nobody does."""
+        return self._core.share(lease_id)
+
+    def trim(self, lease_id: int, slots: int) -> None:
+        """So many slots are held under a lease from now on."""
+        self._core.trim(self.now_ms(), lease_id, slots)
+        self._settle()
+
     def connect(self, gateway_id: int) -> None:
         """A gateway is there."""
         self._core.connect(self.now_ms(), gateway_id)

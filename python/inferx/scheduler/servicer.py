@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from inferx import telemetry
@@ -137,8 +137,8 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
     async def RefreshGateway(
         self, request: pb.RefreshGatewayReq, context: Any
     ) -> pb.RefreshGatewayResp:
-        """A heartbeat for all leases of a gateway at once, which names those that have ended;
-        `NotFound` asks it to announce itself."""
+        """A heartbeat for all leases of a gateway at once, which names those that have ended and
+        those that others wait for; `NotFound` asks it to announce itself."""
         self._require()
         if not self._brain.refresh(request.gateway_id):
             raise NotFound(f"gateway {request.gateway_id} is not connected; announce its leases")
@@ -147,7 +147,19 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
         ended = [one for one in request.lease_ids if not holds(gateway_id, _lease_id(one))]
         if not ended:  # otherwise it announces everything now
             self._brain.heard(gateway_id)
-        return pb.RefreshGatewayResp(ended_lease_ids=ended)
+        # A gateway that says nothing of slots holds what it was granted.
+        for lease_id, slots in zip(request.lease_ids, request.slots, strict=False):
+            if lease_id not in ended:
+                self._brain.trim(_lease_id(lease_id), slots)
+        return pb.RefreshGatewayResp(ended_lease_ids=ended, shares=self._shares(request.lease_ids))
+
+    def _shares(self, lease_ids: Iterable[str]) -> list[pb.LeaseShare]:
+        shares = {one: self._brain.share(_lease_id(one)) for one in lease_ids}
+        return [
+            pb.LeaseShare(lease_id=one, slots=slots)
+            for one, slots in shares.items()
+            if slots is not None
+        ]
 
     async def KillPod(self, request: pb.KillPodReq, context: Any) -> pb.KillPodResp:
         """Ends a pod, whatever it does."""

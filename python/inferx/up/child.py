@@ -35,9 +35,11 @@ class Child:
     stop_seconds: float
     say: Callable[[str], None] = field(repr=False)
     on_start: Callable[[], None] = field(repr=False)
+    inherits: tuple[int, ...] = ()  # descriptors that it gets under the same numbers
     process: asyncio.subprocess.Process | None = None
     ticks: int = 0
     stopping: bool = False
+    leaving: list[asyncio.subprocess.Process] = field(default_factory=list, repr=False)
 
     async def spawn(self) -> None:
         """Starts the process; its output goes to the log, its input is the supervisor's pipe."""
@@ -48,6 +50,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 env=self.environment,
+                pass_fds=self.inherits,
                 # A Ctrl-C at the terminal must reach the supervisor only: it knows the order.
                 start_new_session=True,
             )
@@ -95,33 +98,50 @@ class Child:
             self.process, self.ticks = old, ticks
             self.on_start()
             return False
-        old.send_signal(signal.SIGTERM)
+        if old.returncode is None:
+            old.send_signal(signal.SIGTERM)
+        await self._see_off(old)
+        return True
+
+    async def succeed(self) -> None:
+        """The process has begun to stop by itself: starts the next one now, and sees it off."""
+        if not self.stopping:
+            old = self._running()
+            self.say(f"{self.name} (process {old.pid}) is stopping; starting the next one")
+            await self.spawn()
+            await self._see_off(old)
+
+    async def _see_off(self, process: asyncio.subprocess.Process) -> None:
+        """Waits for a process that is stopping, and kills it after `stop_seconds`."""
+        self.leaving.append(process)
         try:
-            await asyncio.wait_for(old.wait(), self.stop_seconds)
+            await asyncio.wait_for(process.wait(), self.stop_seconds)
         except TimeoutError:
             self.say(f"{self.name} did not stop in {self.stop_seconds:.0f} s; killing it")
-        processes.kill_group(old.pid)
-        await old.wait()
-        return True
+        processes.kill_group(process.pid)
+        code = await process.wait()
+        self.leaving.remove(process)
+        self.say(f"{self.name} (process {process.pid}) {describe(code)}")
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after `stop_seconds`; nothing of it runs when this returns."""
         self.stopping = True
-        if self.process is None:
-            return
-        if self.process.returncode is None:
+        if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(self.process.wait(), self.stop_seconds)
-            except TimeoutError:
-                self.say(f"{self.name} did not stop in {self.stop_seconds:.0f} s; killing it")
+        running = [asyncio.create_task(process.wait()) for process in self._processes()]
+        if running and (await asyncio.wait(running, timeout=self.stop_seconds))[1]:
+            self.say(f"{self.name} did not stop in {self.stop_seconds:.0f} s; killing it")
         self.kill()
-        await self.process.wait()
+        await asyncio.gather(*running)
 
     def kill(self) -> None:
         """SIGKILL for the service and what it started in its own process group."""
-        if self.process is not None:
-            processes.kill_group(self.process.pid)
+        for process in self._processes():
+            processes.kill_group(process.pid)
+
+    def _processes(self) -> list[asyncio.subprocess.Process]:
+        """The process that serves, and those that are stopping beside it."""
+        return [*([] if self.process is None else [self.process]), *self.leaving]
 
     def tail(self) -> str:
         """The last lines of the log."""

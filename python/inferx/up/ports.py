@@ -1,6 +1,6 @@
 """Ports of this machine: free ones for the services, and who holds one that is taken.
 
-Must never leave a port bound.
+Must never leave a port bound that nobody asked for.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ def free_ports(count: int) -> list[int]:
         return found
 
 
-def require_free(port: int) -> None:
-    """Raises `ConfigError` that names who listens on `port`, as far as it can be seen."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except PermissionError as error:
+def bind(port: int) -> socket.socket:
+    """A socket bound to `port`. Raises `ConfigError` that names who listens there, as far as it can
+    be seen.
+    """
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((LOOPBACK, port))
+    except OSError as error:
+        bound.close()
+        if isinstance(error, PermissionError):
             raise ConfigError(
                 f"port {port}: this user may not listen on it; take one from 1024 on with --port"
             ) from error
-        except OSError as error:
-            holder = owner(port) or "another program (of another user, or outside this container)"
-            raise ConfigError(
-                f"port {port} is taken by {holder}; stop that, or take another one with --port"
-            ) from error
+        holder = owner(port) or "another program (of another user, or outside this container)"
+        raise ConfigError(
+            f"port {port} is taken by {holder}; stop that, or take another one with --port"
+        ) from error
+    return bound
 
 
 def owner(port: int) -> str | None:

@@ -20,6 +20,7 @@ from inferx import config
 from inferx.errors import ConfigError, InferxError, StartFailed
 from inferx.up import ports
 from inferx.up.child import Child, service_command
+from inferx.up.door import Door
 from inferx.up.folder import Folder, claim
 from inferx.up.settings import Settings, describe_gpus, node_document
 
@@ -36,7 +37,8 @@ ECHO_SECONDS = 0.2
 FOREIGN = (
     "RUN_SERVICE", "POD_IP", "NODE_NAME", "ETCD_ADDR", "ETCD_ADDRS", "STATESVC_ADDR",
     "SCHEDULER_ADDR", "SCHEDULER_PORT", "STATESVC_PORT", "GATEWAY_PORT", "INFERX_DATA_DIR",
-    "INFERX_LISTENER", "INFERX_LOG_FORMAT", "INFERX_LOG_LEVEL",
+    "INFERX_LISTENER", "INFERX_LOG_FORMAT", "INFERX_LOG_LEVEL", "INFERX_LISTEN_FD",
+    "INFERX_STOPPING_FD",
 )  # fmt: skip
 
 
@@ -53,6 +55,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._admin_key = ""
         self._replacing = False
+        self._door: Door | None = None
         self._url = f"http://{ports.LOOPBACK}:{settings.port}"
 
     async def run(self) -> None:
@@ -64,15 +67,17 @@ class Supervisor:
         begun = time.monotonic()
         folder = claim(self._settings.directory, self._say)
         try:
-            ports.require_free(self._settings.port)
-            self._prepare(folder)
+            self._door = Door(self._settings.port, self._gateway_stops)
+            self._prepare(folder, self._door)
             self._handle_signals()
             await self._until_stopped(folder, begun)
         finally:
+            if self._door is not None:
+                self._door.close()  # whoever still comes is refused, not left waiting
             await self._stop_all()
             folder.release()
 
-    def _prepare(self, folder: Folder) -> None:
+    def _prepare(self, folder: Folder, door: Door) -> None:
         self._say(f"data in {folder.path}, {describe_gpus(self._settings.gpus)}")
         internal = ports.free_ports(4)
         folder.write_config(node_document(self._settings, folder.path, internal))
@@ -84,15 +89,19 @@ class Supervisor:
         # Workers are kept when the agent is started again, and end only with the platform.
         environment["INFERX_STOP_PODS"] = "1"
         self._admin_key = self._find_admin_key(folder, environment)
+        # Granian binds a socket of its own, which does not outlive it.
+        keeps_port = self._settings.listener == "rust"
+        told = door.open() if keeps_port else door.leave()
         for name in SERVICES:
             self._children[name] = Child(
                 name=name,
                 command=service_command(name, folder.config_file),
-                environment=self._environment_of(name, environment),
+                environment=self._environment_of(name, environment, told),
                 log=folder.log_file(name),
                 stop_seconds=STOP_SECONDS[name],
                 say=self._say,
                 on_start=lambda: self._record(folder),
+                inherits=door.descriptors if name == "gateway" else (),
             )
 
     def _find_admin_key(self, folder: Folder, environment: dict[str, str]) -> str:
@@ -104,10 +113,13 @@ class Supervisor:
         self._say(f"callers need a key; the first one is in {path}")
         return key
 
-    def _environment_of(self, name: str, environment: dict[str, str]) -> dict[str, str]:
-        """Only the gateway is told the admin's key."""
-        told = {ADMIN_KEY: self._admin_key} if name == "gateway" and self._admin_key else {}
-        return {**environment, **told}
+    def _environment_of(
+        self, name: str, environment: dict[str, str], door: dict[str, str]
+    ) -> dict[str, str]:
+        """Only the gateway is told the admin's key and of its port."""
+        if name != "gateway":
+            return environment
+        return {**environment, **door, **({ADMIN_KEY: self._admin_key} if self._admin_key else {})}
 
     def _record(self, folder: Folder) -> None:
         running = {n: c for n, c in self._children.items() if c.process is not None}
@@ -134,6 +146,12 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, stop)
         loop.add_signal_handler(signal.SIGUSR1, lambda: self._watch(self._replace_gateway()))
+
+    def _gateway_stops(self, pid: int) -> None:
+        """A gateway was told to stop by somebody else: the next one starts while it drains."""
+        child = self._children["gateway"]
+        if child.process is not None and child.process.pid == pid and not self._stop.is_set():
+            self._watch(child.succeed())
 
     async def _replace_gateway(self) -> None:
         """Another gateway takes over; no call fails meanwhile."""

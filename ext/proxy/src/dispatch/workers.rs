@@ -58,7 +58,12 @@ impl Function {
     }
 
     /// Takes in a worker; false when it is not wanted, its revision not being the current one.
-    pub(crate) fn add_worker(self: &Arc<Self>, worker: Arc<Worker>, revision: i64) -> bool {
+    pub(crate) fn add_worker(
+        self: &Arc<Self>,
+        worker: Arc<Worker>,
+        slots: u32,
+        revision: i64,
+    ) -> bool {
         let mut state = self.lock();
         if state.removed || state.definition.revision != revision {
             return false;
@@ -70,6 +75,8 @@ impl Function {
         state.members.push(Member {
             worker,
             active: 0,
+            slots: slots.max(1),
+            trimmed: false,
             idle_since,
             retiring: false,
         });
@@ -86,6 +93,28 @@ impl Function {
             return false;
         };
         member.retiring = true;
+        self.settle(&mut state);
+        self.ask(&mut state);
+        true
+    }
+
+    /// Others wait for slots of this worker: it keeps `most` of them, and no more than its calls
+    /// and those that wait can use now. Slots in use are given up as their calls end, and all of
+    /// the worker when nothing is kept. False when it was not there.
+    pub(crate) fn trim_worker(self: &Arc<Self>, lease_id: u64, most: u32) -> bool {
+        let mut state = self.lock();
+        let waiting = u32::try_from(state.waiting.len()).unwrap_or(u32::MAX);
+        let mut members = state.members.iter_mut();
+        let Some(member) = members.find(|it| it.worker.lease_id == lease_id && !it.retiring) else {
+            return false;
+        };
+        let kept = most.min(member.active.saturating_add(waiting));
+        if kept == 0 {
+            member.retiring = true;
+        } else if kept < member.slots {
+            member.slots = kept;
+            member.trimmed = true;
+        }
         self.settle(&mut state);
         self.ask(&mut state);
         true

@@ -12,6 +12,7 @@ pub mod model;
 mod outcome;
 mod plan;
 mod room;
+mod share;
 mod start;
 pub mod tasks;
 mod tick;

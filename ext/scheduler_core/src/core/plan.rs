@@ -131,7 +131,7 @@ impl Core {
         by_demand.max(u64::from(by_minimum))
     }
 
-    fn slots_running(&self, func: FuncId) -> u64 {
+    pub(super) fn slots_running(&self, func: FuncId) -> u64 {
         let pods = self.functions[&func].pods.iter().map(|ix| self.pod(*ix));
         let open = pods.filter(|pod| matches!(pod.state, State::Idle | State::Working));
         let open = open.filter(|pod| self.is_wanted(pod));

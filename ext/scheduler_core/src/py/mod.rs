@@ -137,6 +137,14 @@ impl SchedulerCore {
         self.core.give_back(now_ms, lease_id, ok)
     }
 
+    fn share(&self, lease_id: u64) -> Option<u32> {
+        self.core.share(lease_id)
+    }
+
+    fn trim(&mut self, now_ms: u64, lease_id: u64, slots: u32) -> bool {
+        self.core.trim(now_ms, lease_id, slots)
+    }
+
     fn cancel(&mut self, now_ms: u64, ticket: u64) -> bool {
         self.core.cancel(now_ms, TicketId(ticket))
     }

@@ -4,6 +4,7 @@ mod fairness;
 mod leases;
 mod pods;
 mod pods_max;
+mod shares;
 mod snapshots;
 mod story;
 mod warmth;

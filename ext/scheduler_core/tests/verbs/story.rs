@@ -101,9 +101,21 @@ impl World {
     }
 
     pub fn ask_with(&mut self, name: &str, request_id: &str, slots: u32, wait_ms: u64) -> Answer {
+        self.ask_of(1, name, request_id, slots, wait_ms)
+    }
+
+    /// The same of any gateway.
+    pub fn ask_of(
+        &mut self,
+        gateway: i64,
+        name: &str,
+        request_id: &str,
+        slots: u32,
+        wait_ms: u64,
+    ) -> Answer {
         let ask = Ask {
             key: key(name),
-            gateway: 1,
+            gateway,
             consumer: String::new(),
             request_id: request_id.into(),
             slots,

@@ -411,11 +411,34 @@ impl World {
     }
 
     fn heartbeat(&mut self, id: i64) {
-        if self.gateways[&id].silent_until_ms <= self.now && !self.core.refresh(self.now, id) {
-            self.connect(id);
+        if self.gateways[&id].silent_until_ms <= self.now {
+            if !self.core.refresh(self.now, id) {
+                self.connect(id);
+            }
+            self.give_up_shares(id);
         }
         let pause_ms = if self.calm { 1_500 } else { 300 };
         self.after(pause_ms, Happening::Heartbeat(id));
+    }
+
+    /// What other gateways wait for is given up, mostly.
+    fn give_up_shares(&mut self, id: i64) {
+        let holder = self.gateways.get_mut(&id).expect("a gateway of this world");
+        let core = &mut self.core;
+        let mut to_return = Vec::new();
+        for (lease, (_, slots)) in &mut holder.leases {
+            match core.share(*lease) {
+                Some(0) => to_return.push(*lease),
+                Some(kept) if self.random.chance(80) => {
+                    *slots = kept.min(*slots);
+                    core.trim(self.now, *lease, *slots);
+                }
+                _ => {}
+            }
+        }
+        for lease in to_return {
+            self.give_back(id, lease);
+        }
     }
 
     fn connect(&mut self, id: i64) {
