@@ -24,7 +24,7 @@ from inferx.agent.identity import Subject, identity_of, own_differences
 from inferx.agent.runtimes.protocol import Checkpoints, Worker
 from inferx.agent.spec import parse_launch
 from inferx.domain.cluster import Snapshot
-from inferx.errors import BadRequest, InferxError, StartFailed, Unavailable
+from inferx.errors import BadRequest, InferxError, NotSupported, StartFailed, Unavailable
 
 log = logging.getLogger("inferx.agent.snapshots")
 
@@ -61,7 +61,7 @@ class Snapshots:
         folder: Path,
         checkpoints: Checkpoints,
         budget_mb: int,
-        report: Callable[[Entry, Snapshot | None], None],
+        report: Callable[[Function, Snapshot | None], None],
         node: str,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,12 +85,14 @@ class Snapshots:
 
     # ---- taking ----
 
-    def wants(self, subject: Subject) -> bool:
-        """Whether a snapshot of this revision should be taken."""
+    def wants(self, subject: Subject, permitted: bool | None = None) -> bool:
+        """Whether a snapshot of this revision should be taken. Where the scheduler says whether it
+        may be (`permitted`), it also counts the failures and backs off."""
         entry = self._entries.get(subject.function)
         has = entry is not None and entry.revision == subject.key.fprevision
         tried = self._tries[subject.function, subject.key.fprevision]
-        return not has and subject.function not in self._saving and tried < SAVE_TRIES_MAX
+        may = tried < SAVE_TRIES_MAX if permitted is None else permitted
+        return may and not has and subject.function not in self._saving
 
     async def save(self, subject: Subject, worker: Worker) -> None:
         """Write the worker's image; it is published in the background, the worker runs on.
@@ -101,9 +103,11 @@ class Snapshots:
         self._saving.add(subject.function)
         try:
             draft, identity, extra = await self._draft(subject, worker)
-        except BaseException:
+        except BaseException as error:
             metrics.saved("not saved")
             self._saving.discard(subject.function)
+            if isinstance(error, InferxError):
+                self._show_failure(subject, error)
             raise
         task = asyncio.create_task(self._publish(subject, draft, identity, extra))
         self._publishing.add(task)
@@ -148,6 +152,7 @@ class Snapshots:
         except (OSError, SnapshotError, InferxError) as error:
             metrics.saved("not kept")
             log.error("snapshot of %s is not kept: %s", "/".join(subject.function), error)
+            self._show_failure(subject, error)
             return
         finally:
             self._saving.discard(subject.function)
@@ -160,6 +165,7 @@ class Snapshots:
         except (OSError, SnapshotError) as error:
             log.error("snapshot of %s was not written well: %s", "/".join(subject.function), error)
             await self._remove(entry)
+            self._show_failure(subject, error)
             return
         older = self._entries.get(subject.function)
         self._entries[subject.function] = entry
@@ -225,8 +231,11 @@ class Snapshots:
         parts = funckey.split("/")
         if len(parts) not in (3, 4) or not all(parts) or (parts[3:] and not parts[3].isdigit()):
             raise BadRequest(f"funckey: {funckey!r} is not tenant/namespace/function[/revision]")
-        entry = self._entries.get((parts[0], parts[1], parts[2]))
-        if entry is not None and (not parts[3:] or entry.revision == int(parts[3])):
+        function = (parts[0], parts[1], parts[2])
+        entry = self._entries.get(function)
+        if entry is None:
+            self._report(function, None)  # why there is none is not worth a word any more
+        elif not parts[3:] or entry.revision == int(parts[3]):
             await self._remove(entry)
 
     @property
@@ -304,7 +313,20 @@ class Snapshots:
             log.error("snapshot %s cannot be removed: %s", entry.id, error)
         if entry.function not in self._entries:
             metrics.kept(sum(one.size_bytes for one in self._entries.values()))
-            self._report(entry, None)
+            self._report(entry.function, None)
+
+    def _show_failure(self, subject: Subject, error: Exception) -> None:
+        """Show that there is no snapshot of this revision, how often it was tried, and why."""
+        tries = self._tries[subject.function, subject.key.fprevision]
+        shown = Snapshot(
+            funcname=subject.key.funcname,
+            fprevision=subject.key.fprevision,
+            node=self._node,
+            state="Cannot" if isinstance(error, NotSupported) else "Failed",
+            failures=tries,
+            reason=str(error).partition("\n")[0],
+        )
+        self._report(subject.function, shown)
 
     def _show(self, entry: Entry) -> None:
         metrics.kept(sum(one.size_bytes for one in self._entries.values()))
@@ -318,7 +340,7 @@ class Snapshots:
             failures=entry.failures,
             reason=entry.reason,
         )
-        self._report(entry, shown)
+        self._report(entry.function, shown)
 
 
 def _files_of(draft: Path) -> tuple[dict[str, Path], int]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from inferx._ext import __version__
 from inferx.agent.pod import Pod
-from inferx.agent.snapshots import Entry
+from inferx.agent.snapshots import Function
 from inferx.domain import codec
 from inferx.domain.cluster import Node, Snapshot
 from inferx.domain.meta import SYSTEM
@@ -65,12 +65,12 @@ class AgentView:
             )
         )
 
-    def show_snapshot(self, entry: Entry, snapshot: Snapshot | None) -> None:
+    def show_snapshot(self, function: Function, snapshot: Snapshot | None) -> None:
         """Show a function's snapshot, or (None) that there is none any more."""
         if snapshot is None:
-            self.servicer.remove("snapshot", entry.function)
+            self.servicer.remove("snapshot", function)
         else:
-            self.servicer.put(codec.new("snapshot", entry.function, snapshot.to_raw()))
+            self.servicer.put(codec.new("snapshot", function, snapshot.to_raw()))
 
     def remove_pod(self, pod: Pod) -> None:
         """Stop showing the pod."""

@@ -438,6 +438,9 @@ pub struct Pod {
     pub victims: Vec<PodIx>,
     /// What of its holding was already passed on to that pod.
     pub lent: Holding,
+    /// Its agent has shown it since the order that starts it, and then that it is over.
+    pub shown: bool,
+    pub died: bool,
     /// The agent reported the parking of this pod.
     pub parking_seen: bool,
     /// An order failed; try again at this time.

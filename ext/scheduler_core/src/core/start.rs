@@ -50,6 +50,7 @@ impl Core {
         let skipped = self.breaks(Fault::SkipDeduction);
         let pod = self.pods.get_mut(&ix).expect("just started");
         (pod.held_since_ms, pod.busy_ms) = (Some(now_ms), 0);
+        (pod.shown, pod.died) = (false, false);
         pod.held.add(more);
         let ledger = &mut self.nodes.get_mut(&pod.node).expect("chosen").ledger;
         if !skipped {

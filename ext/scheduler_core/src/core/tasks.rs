@@ -76,6 +76,14 @@ pub enum SnapshotTier {
 }
 
 impl SnapshotTier {
+    /// Its name in facts and objects.
+    pub fn name(self) -> &'static str {
+        match self {
+            SnapshotTier::Host => "host",
+            SnapshotTier::File => "file",
+        }
+    }
+
     /// The one of that name.
     pub fn named(name: &str) -> Option<SnapshotTier> {
         match name {

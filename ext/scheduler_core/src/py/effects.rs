@@ -85,6 +85,7 @@ pub(super) fn news_dict<'py>(py: Python<'py>, news: &SnapshotNews) -> PyResult<B
         dict.set_item("failures", task.failures)?;
         dict.set_item("size_mib", task.size_mib)?;
         dict.set_item("reason", &task.reason)?;
+        dict.set_item("tier", task.tier.name())?;
     }
     Ok(dict)
 }

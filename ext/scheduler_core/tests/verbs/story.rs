@@ -198,8 +198,8 @@ impl World {
         self.core.check(self.now);
     }
 
-    /// An agent shows a pod of a former scheduler process.
-    pub fn adopted(&mut self, name: &str, pod_id: &str, state: State) {
+    /// An agent shows a pod, maybe one of a former scheduler process.
+    pub fn shown(&mut self, name: &str, pod_id: &str, state: State) {
         let share = GpuShare {
             index: 0,
             mib: 14_400,
