@@ -6,7 +6,7 @@ use std::fmt;
 pub use crate::ledger::Ledger;
 
 /// Number of a node inside one core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u32);
 
 /// One GPU of a node.

@@ -19,6 +19,7 @@ impl Core {
         self.check_tickets(now_ms);
         self.check_functions();
         self.check_tasks();
+        self.check_victims();
     }
 
     fn check_nodes(&self) {

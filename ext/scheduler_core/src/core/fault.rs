@@ -47,6 +47,8 @@ pub enum Fault {
     IgnoreSaveBackoff,
     /// A snapshot of an older revision counts as one of the current.
     KeepStaleSnapshot,
+    /// Idle pods are not found when room has to be made.
+    ForgetIdle,
     /// Late news of a pod that ended makes it live again.
     ForgetTombstones,
 }
@@ -74,6 +76,7 @@ impl Fault {
         Fault::SaveTwice,
         Fault::IgnoreSaveBackoff,
         Fault::KeepStaleSnapshot,
+        Fault::ForgetIdle,
         Fault::ForgetTombstones,
     ];
 }

@@ -265,6 +265,7 @@ impl Core {
         self.leave_starter(ix);
         self.end_leases_of(now_ms, ix);
         self.leases.forget_pod(ix);
+        self.list_removed(ix);
         let pod = self.pods.remove(&ix).expect("a pod is removed once");
         self.save_forsaken(pod.func, pod.node, ix);
         let skipped = self.breaks(Fault::SkipRelease);

@@ -17,8 +17,11 @@ mod start;
 pub mod tasks;
 mod tick;
 pub mod timers;
+pub mod times;
+mod victims;
 pub mod view;
 mod warmth;
+mod ways;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +35,7 @@ use messages::{Effect, PodRef};
 use model::{Config, FuncId, FuncKey, Function, Pod, PodIx, Tenant};
 use tasks::TaskState;
 use timers::{Timer, Timers};
+use victims::IdleOrder;
 use warmth::Warmth;
 
 /// Deeds counted since the start of the process.
@@ -69,6 +73,9 @@ pub struct Core {
     tenant_pods: BTreeMap<String, BTreeSet<PodIx>>,
     pod_ids: BTreeMap<String, PodIx>,
     pods: BTreeMap<PodIx, Pod>,
+    /// Where room can be made, and where it is being made.
+    idle_order: IdleOrder,
+    leaving_on: BTreeMap<NodeId, u32>,
     /// Pods that ended here: late news of them is answered with another order to end them instead
     /// of adopting them.
     tombstones: BTreeSet<String>,
@@ -116,6 +123,8 @@ impl Core {
             tenant_pods: BTreeMap::new(),
             pod_ids: BTreeMap::new(),
             pods: BTreeMap::new(),
+            idle_order: IdleOrder::default(),
+            leaving_on: BTreeMap::new(),
             tombstones: BTreeSet::new(),
             tombstone_order: std::collections::VecDeque::new(),
             leases,
@@ -207,10 +216,12 @@ impl Core {
             .get_mut(&ix)
             .expect("an event for a pod that is gone");
         let state = next(pod.state, event).unwrap_or_else(|why| panic!("pod {}: {why}", pod.id));
-        if state != pod.state {
+        let before = pod.state;
+        if state != before {
             pod.state = state;
             pod.since_ms = now_ms;
             pod.reason.clear();
+            self.list_moved(now_ms, ix, Some(before));
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::fault::Fault;
 use super::messages::Refusal;
 use super::tasks::{SnapshotTier, Task};
+pub use super::times::{StartKind, StartTimes};
 use crate::keepalive::{Adaptive, FunctionIx, TenantIx};
 use crate::nodes::{GpuRequest, Holding, NodeId, Request};
 use crate::place;
@@ -142,64 +143,6 @@ pub struct Spec {
     pub standby_image_in_memory: bool,
     /// How long a start is expected to take before one was seen.
     pub expected: StartTimes,
-}
-
-/// How long the ways to start take; 0 = not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct StartTimes {
-    pub cold_ms: u64,
-    pub resume_ms: u64,
-    /// From a snapshot in the node's memory, and in a file of the node.
-    pub host_ms: u64,
-    pub file_ms: u64,
-}
-
-impl StartTimes {
-    /// What is assumed of a function that nothing is known of: a model of some GiB.
-    const ASSUMED: StartTimes = StartTimes {
-        cold_ms: 22_700,
-        resume_ms: 1_000,
-        host_ms: 1_000,
-        file_ms: 6_000,
-    };
-
-    /// These times where they are known, otherwise what is assumed: of a snapshot, that it does not
-    /// take longer than a start from nothing does.
-    pub fn or_assumed(self) -> StartTimes {
-        let known = |ms, assumed| if ms == 0 { assumed } else { ms };
-        let cold_ms = known(self.cold_ms, Self::ASSUMED.cold_ms);
-        StartTimes {
-            cold_ms,
-            resume_ms: known(self.resume_ms, Self::ASSUMED.resume_ms),
-            host_ms: known(self.host_ms, Self::ASSUMED.host_ms.min(cold_ms)),
-            file_ms: known(self.file_ms, Self::ASSUMED.file_ms.min(cold_ms)),
-        }
-    }
-
-    /// A start from a snapshot of that tier, or from nothing.
-    pub fn of_start(&self, tier: Option<SnapshotTier>) -> u64 {
-        match tier {
-            None => self.cold_ms,
-            Some(SnapshotTier::Host) => self.host_ms,
-            Some(SnapshotTier::File) => self.file_ms,
-        }
-    }
-
-    /// A start of this kind took that long: a quarter of the way towards it.
-    pub fn learn(&mut self, kind: StartKind, tier: Option<SnapshotTier>, took_ms: u64) {
-        let time = match kind {
-            StartKind::Warm => return,
-            StartKind::Snapshot if tier == Some(SnapshotTier::Host) => &mut self.host_ms,
-            StartKind::Snapshot => &mut self.file_ms,
-            StartKind::Resume => &mut self.resume_ms,
-            StartKind::Cold => &mut self.cold_ms,
-        };
-        *time = match *time {
-            0 => took_ms.max(1),
-            known => ((3 * known + took_ms) / 4).max(1),
-        };
-    }
 }
 
 impl Spec {
@@ -361,28 +304,6 @@ pub struct Visit {
     pub ended_ms: u64,
 }
 
-/// How a pod became ready for the call that waited for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum StartKind {
-    Warm,
-    Resume,
-    Snapshot,
-    Cold,
-}
-
-impl StartKind {
-    /// The name on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            StartKind::Warm => "warm",
-            StartKind::Resume => "resume",
-            StartKind::Snapshot => "snapshot",
-            StartKind::Cold => "cold",
-        }
-    }
-}
-
 /// An order that this scheduler gave for a pod and whose result is still out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -446,6 +367,8 @@ pub struct Pod {
     /// An order failed; try again at this time.
     pub retry_at_ms: Option<u64>,
     pub timer_ms: Option<u64>,
+    /// Its place in the order of those that were not used longest.
+    pub listed_ms: Option<u64>,
 }
 
 impl Pod {

@@ -289,7 +289,9 @@ impl Core {
         let tenant = function.key.tenant.clone();
         self.tenant_pods.entry(tenant).or_default().insert(ix);
         self.pod_ids.insert(pod.id.clone(), ix);
+        let since_ms = pod.since_ms;
         self.pods.insert(ix, pod);
+        self.list_moved(since_ms, ix, None);
         ix
     }
 
@@ -355,5 +357,6 @@ pub(super) fn new_pod(
         parking_seen: false,
         retry_at_ms: None,
         timer_ms: None,
+        listed_ms: None,
     }
 }

@@ -8,3 +8,4 @@ mod shares;
 mod snapshots;
 mod story;
 mod warmth;
+mod ways;
