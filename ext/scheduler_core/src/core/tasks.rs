@@ -1,4 +1,4 @@
-//! Snapshot tasks: for each function and node whether its snapshot is there, being taken, or why not.
+//! Snapshot tasks: of each function on each node, whether it is there, being taken, or why not.
 //! They must never cost a call anything: without a snapshot a pod starts from nothing.
 //!
 //! A worker is saved between its first good probe and its first call, so the permission to save it
