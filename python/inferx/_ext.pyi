@@ -135,6 +135,12 @@ class SoftDevice(Gpu):
         `lock-timeout`, `process-failed`, `flip-bit:N`, `short-copy:N`, `hang:N`, `wrong-device`.
         """
 
+    def adopt(self, descriptor: int, mib: int) -> int:
+        """Takes over exported memory that another process kept; the caller closes its descriptor.
+
+        `MemoryError` when it does not fit, `ValueError` when it is of another size.
+        """
+
     def process_start(self, pid: int, mib: int) -> None:
         """A process starts to use the device with `mib` of its own memory."""
 

@@ -81,10 +81,16 @@ class BlobConfig:
 
 @dataclass(frozen=True)
 class ShareMemConfig:
-    """Shared memory of the Mem tier."""
+    """The pinned host memory of the Mem tier."""
 
     size_gb: int = 0
+    size_mb: int = 0  # instead, for small machines
     hugepage: bool = False
+
+    @property
+    def pool_mb(self) -> int:
+        """What is to be pinned when the agent starts."""
+        return self.size_mb or self.size_gb * 1024
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,7 @@ def _read_tls(fields: Fields) -> TlsConfig:
 def _read_sharemem(fields: Fields) -> ShareMemConfig:
     return ShareMemConfig(
         size_gb=fields.integer("size", 0, unit="GB"),
+        size_mb=fields.integer("sizeMB", 0, unit="MB"),
         hugepage=fields.boolean("hugepage", False),
     )
 
