@@ -33,8 +33,7 @@ demo: build ## start the platform, deploy real functions, call them; RUNTIME=run
 .PHONY: test
 test: build ## install what the tests need and run all of them
 	scripts/test-deps
-	cargo test -q --workspace --no-default-features
-	$(PY) -m pytest -n 2 --dist loadgroup
+	scripts/test
 
 .PHONY: lint
 lint: build ## formatting, clippy, ruff, types, stub of the extension
@@ -138,6 +137,12 @@ bench-snapshot: build $(JAX)/.installed ## cold starts against restores of real 
 .PHONY: bench-tenants
 bench-tenants: build ## a thousand tenants with limits and a noisy one, under locust; ARGS=...
 	$(PY) bench/tenants.py $(ARGS)
+
+OUTAGE_S ?= 120
+.PHONY: audit-outage
+audit-outage: build ## PostgreSQL stopped, hung, and a gateway killed meanwhile, under load; OUTAGE_S=120
+	scripts/test-deps
+	OUTAGE_S=$(OUTAGE_S) $(PY) -m pytest -q -s tests/cluster/test_audit_outage.py
 
 .PHONY: crash-points
 crash-points: build ## kill each service after its n-th write to the store, for every n

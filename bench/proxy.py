@@ -1,184 +1,108 @@
 """The data plane beside other proxies: `make bench-proxy`.
 
 Proxy on core 0, load and backends on core 1, loopback only, rounds interleaved over targets,
-medians. Rows go to stdout as JSON lines, the table to stderr. CPU is of the proxy's process tree.
+medians. Rows go to stdout as JSON lines as soon as a load is through, the table to stderr. A target
+that does not start, or does not stand a load, costs a row that says so and nothing else.
 """
 
 import argparse
 import json
 import os
-import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import proxy_loads
 import proxy_targets
-from proxy_host import KEY_OF_ALL
-from proxy_targets import Target
+from proxy_loads import CHAT, COLUMNS, LOADS, ONCE, STREAMS, LoadFailed, Sample
+from proxy_targets import PEERS, Target
 
-HERE = Path(__file__).parent
-PAGE = os.sysconf("SC_PAGE_SIZE")
-CALL = "/funccall/public/bench/f/"
-CHAT = "/v1/chat/completions"
-# wrk's connections, and the bytes of the body
-UNARY = {"unary_1k_c1": (1, 0), "unary_1k_c64": (64, 0), "post_256k_c8": (8, 262_144)}
-STREAMS = {"sse_paced_64": ("paced", 64), "sse_burst_8": ("burst", 8)}
-LOADS = [*UNARY, "chat_c16", *STREAMS, "idle_1000", "parked_10000"]
-PEERS = ["sglang-router", "vllm-router", "litellm"]
 TARGETS = ["direct", "nginx", "haproxy", "ours", "ours_auth", *PEERS]
-COLUMNS = ("rps", "p50_ms", "p99_ms", "cpu_s_per_10k", "cpu_ratio_nginx", "rss_mib", "kib_each")
-UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
-IDLE_STREAMS = 1000
-PARKED_CALLS = 10_000
-PATIENCE_S = 120
-CHAT_LUA = """wrk.method="POST" wrk.headers["Content-Type"]="application/json"
-wrk.body='{{"model":"bench/s","messages":[{{"role":"user","content":"{text}"}}]}}'"""
+SHOWN = ("rps", "p50_ms", "p99_ms", "p99_added_ms", "cpu_s_per_10k", "cpu_ratio_nginx",
+         "rps_per_core", "rss_mib", "kib_each")  # fmt: skip
+# What an LLM gateway is compared in: (name, load, column, more is better).
+COMPARED = (
+    *(("req/s per core", load, "rps_per_core", True) for load in CHAT),
+    *(("added p99", load, "p99_added_ms", False) for load in (*CHAT, "sse_paced_64")),
+    *(("CPU per chunk", load, "cpu_s_per_10k", False) for load in STREAMS),
+)
+
+Middle = dict[str, Sample]
 
 
-def tree(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(one for child in children for one in tree(int(child)))]
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def usage(pid: int) -> tuple[float, float]:
-    """CPU seconds (by the scheduler's own count) and resident MiB of a process and its children."""
-    cpu = rss = 0.0
-    for one in tree(pid):
-        for task in Path(f"/proc/{one}/task").iterdir():
-            cpu += int((task / "schedstat").read_text().split()[0]) / 1e9
-        rss += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * PAGE / 2**20
-    return cpu, rss
+def rounds_of(load: str, folder: Path, targets: list[Target], asked: argparse.Namespace) -> Middle:
+    """The medians of a load by target; who fails once is left out from then on."""
+    samples: dict[str, list[Sample]] = {}
+    failed: set[str] = set()
+    for _ in range(1 if load in ONCE else asked.rounds):
+        for target in targets:
+            if target.name in failed or not proxy_loads.takes_part(load, target):
+                continue
+            try:
+                sample = proxy_loads.measure(folder, load, target, asked.seconds)
+                samples.setdefault(target.name, []).append(sample)
+            except LoadFailed as error:
+                failed.add(target.name)
+                samples.pop(target.name, None)
+                emit(load, target.name, {"failed": str(error)})
+                say(f"{load:14}{target.name:15}failed: {error}")
+    return {
+        name: {column: statistics.median(one[column] for one in found) for column in COLUMNS}
+        for name, found in samples.items()
+    }
 
 
-def wrk(folder: Path, load: str, target: Target, seconds: int) -> dict[str, float]:
-    connections, body = UNARY.get(load, (16, 0))
-    path = CALL
-    command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
-    # Everybody gets the key; who is `ours_auth` looks at it.
-    command += ["-H", f"Authorization: Bearer {KEY_OF_ALL}"]
-    script = folder / f"{load}.lua"
-    if load == "chat_c16":
-        path = CHAT
-        script.write_text(CHAT_LUA.format(text="x" * 900))
-        command += ["-s", str(script)]
-    elif body:
-        path += "post"
-        script.write_text(f'wrk.method="POST" wrk.body=string.rep("x", {body})')
-        command += ["-s", str(script)]
-    before, _ = usage(target.pid)
-    text = subprocess.run(  # noqa: S603
-        [*command, f"http://127.0.0.1:{target.port}{path}"],
-        capture_output=True,
-        text=True,
-        timeout=seconds + 60,
-        check=True,
-    ).stdout
-    cpu, rss = usage(target.pid)
-    if "Non-2xx" in text or "Socket errors" in text:
-        raise SystemExit(f"bench-proxy: calls failed in {load} through {target.name}:\n{text}")
-    done = int(re.search(r"(\d+) requests in", text)[1])
-    quantiles = re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", text, re.M)
-    (p50, p99) = (float(value) * UNITS_MS[unit] for _, value, unit in quantiles)
-    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
-    return row(rate, p50, p99, (cpu - before) / done * 10_000, rss)
+def emit(load: str, target: str, figures: dict) -> None:
+    print(json.dumps({"bench": "proxy", "load": load, "target": target, **figures}), flush=True)
 
 
-def row(rate: float, p50: float, p99: float, cpu: float, rss: float, each: float = 0) -> dict:
-    return dict(zip(COLUMNS, (rate, p50, p99, cpu, 0.0, rss, each), strict=True))
+def complete(middle: Middle) -> None:
+    """Adds what is relative to others of the same load."""
+    for found in middle.values():
+        cpu = found["cpu_s_per_10k"]
+        found["rps_per_core"] = 10_000 / cpu if cpu else 0.0
+        if "direct" in middle:
+            found["p99_added_ms"] = found["p99_ms"] - middle["direct"]["p99_ms"]
+        if "nginx" in middle:
+            found["cpu_ratio_nginx"] = cpu / middle["nginx"]["cpu_s_per_10k"]
 
 
-def load_process(stack: ExitStack, *arguments: str) -> subprocess.Popen:
-    return proxy_targets.start(stack, 1, sys.executable, *arguments)
+def report(load: str, middle: Middle) -> None:
+    complete(middle)
+    for target, found in middle.items():
+        emit(load, target, {name: round(found[name], 3) for name in SHOWN if name in found})
+        cells = "".join(f"{found[name]:>16.3f}" if name in found else f"{'':16}" for name in SHOWN)
+        say(f"{load:14}{target:15}{cells}")
 
 
-def streams(target: Target, kind: str, count: int) -> dict[str, float]:
-    script = str(HERE / "proxy_streams.py")
-    with ExitStack() as stack:
-        before, rss_before = usage(target.pid)
-        process = load_process(stack, script, "load", str(target.port), "bench/s", kind, str(count))
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"bench-proxy: {kind} failed through {target.name}")
-        found = json.loads(line)
-        cpu, rss = usage(target.pid)
-    per_10k = (cpu - before) / found["chunks"] * 10_000
-    each = (rss - rss_before) * 1024 / count if kind == "idle" else 0
-    rate = found["chunks"] / found["spent_s"]
-    return row(rate, found["p50_ms"], found["p99_ms"], per_10k, rss, each)
-
-
-def parked(target: Target, count: int) -> dict[str, float]:
-    """Only ours has calls that wait for a cold worker."""
-    assert target.stdin is not None
-    with ExitStack() as stack:
-        _, rss_before = usage(target.pid)
-        script = str(HERE / "proxy_parked.py")
-        process = load_process(stack, script, str(target.port), str(count))
-        worker = process.stdout.readline()
-        give_up = time.monotonic() + PATIENCE_S
-        while ask(target, "parked") < count:
-            if time.monotonic() > give_up:
-                raise SystemExit("bench-proxy: the calls were not parked")
-            time.sleep(0.1)
-        before, rss = usage(target.pid)
-        target.stdin.write(f"add {worker}")
-        target.stdin.flush()
-        process.stdin.write("\n")
-        process.stdin.flush()
-        found = json.loads(process.stdout.readline())
-        cpu, _ = usage(target.pid)
-    if found["answered"] != count or found["out_of_order"]:
-        raise SystemExit(f"bench-proxy: parked calls: {found}")
-    each = (rss - rss_before) * 1024 / count
-    return row(count / found["spent_s"], 0, 0, (cpu - before) / count * 10_000, rss, each)
-
-
-def ask(target: Target, order: str) -> int:
-    target.stdin.write(f"{order}\n")
-    target.stdin.flush()
-    return int(target.stdout.readline())
-
-
-def measure(folder: Path, load: str, target: Target, seconds: int) -> dict[str, float] | None:
-    """None for a load that this target has no part in."""
-    if load in UNARY:
-        return None if target.name in PEERS else wrk(folder, load, target, seconds)
-    if target.name == "direct" or (load == "parked_10000" and target.name != "ours"):
-        return None
-    if load == "chat_c16":
-        return wrk(folder, load, target, seconds)
-    if load in STREAMS:
-        return streams(target, *STREAMS[load])
-    if load == "idle_1000":
-        return streams(target, "idle", IDLE_STREAMS)
-    return parked(target, PARKED_CALLS)
-
-
-def report(samples: dict, loads: list[str], targets: list[str]) -> None:
-    print(f"{'load':14}{'target':15}" + "".join(f"{c:>16}" for c in COLUMNS), file=sys.stderr)
-    for load in loads:
-        middle = {
-            t: {c: statistics.median(s[c] for s in samples[load, t]) for c in COLUMNS}
-            for t in targets
-            if (load, t) in samples
-        }
-        for target, found in middle.items():
-            if "nginx" in middle:
-                found["cpu_ratio_nginx"] = found["cpu_s_per_10k"] / middle["nginx"]["cpu_s_per_10k"]
-            shown = {c: round(v, 3) for c, v in found.items()}
-            print(json.dumps({"bench": "proxy", "load": load, "target": target, **shown}))
-            cells = "".join(f"{shown[c]:>16}" for c in COLUMNS)
-            print(f"{load:14}{target:15}{cells}", file=sys.stderr)
+def compare(loads: dict[str, Middle]) -> None:
+    """Ours beside each LLM gateway that was measured in this run."""
+    for what, load, column, more_is_better in COMPARED:
+        middle = loads.get(load, {})
+        for peer in PEERS:
+            both = [middle.get(name, {}).get(column) for name in ("ours", peer)]
+            if None in both:
+                continue
+            ours, theirs = both
+            ahead = ours > theirs if more_is_better else ours < theirs
+            figures = {"ours": round(ours, 3), "theirs": round(theirs, 3), "ahead": ahead}
+            row = {"bench": "proxy_peers", "what": what, "load": load, "peer": peer, **figures}
+            print(json.dumps(row), flush=True)
+            verdict = "ahead" if ahead else "behind"
+            say(f"{what:16}{load:14}{peer:15}{ours:>14.3f}{theirs:>14.3f}  {verdict}")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=5, choices=range(1, 61), metavar="1..60")
+    parser.add_argument("--seconds", type=int, default=3, choices=range(1, 61), metavar="1..60")
     parser.add_argument("--rounds", type=int, default=3, choices=range(1, 21), metavar="1..20")
     parser.add_argument("--loads", nargs="+", default=LOADS, choices=LOADS)
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
@@ -193,25 +117,23 @@ def main() -> None:
         raise SystemExit(f"bench-proxy needs Debian packages: apt install {' '.join(missing)}")
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("bench-proxy needs two cores")
-    print(f"load average at start: {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    samples: dict = {}
+    say(f"load average at start: {os.getloadavg()[0]:.1f}")
+    begun = time.monotonic()
+    measured: dict[str, Middle] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         unary, chat = proxy_targets.start_backends(stack, folder)
         wanted = [name for name in asked.targets if name != "direct"]
-        targets = proxy_targets.start_targets(stack, folder, wanted, unary, chat)
-        if "direct" in asked.targets:
-            targets.insert(0, unary)
-        for number in range(asked.rounds):
-            for load in asked.loads:
-                if load == "parked_10000" and number:
-                    continue  # a start is cold once
-                for target in targets:
-                    sample = measure(folder, load, target, asked.seconds)
-                    if sample is not None:
-                        samples.setdefault((load, target.name), []).append(sample)
-        report(samples, asked.loads, [target.name for target in targets])
-    print(f"load average at end: {os.getloadavg()[0]:.1f}", file=sys.stderr)
+        targets = proxy_targets.start_targets(stack, folder, wanted, unary.port, chat.port, say)
+        say(f"{len(targets)} targets run after {time.monotonic() - begun:.0f} s")
+        say(f"{'load':14}{'target':15}" + "".join(f"{name:>16}" for name in SHOWN))
+        for load in asked.loads:
+            direct = [unary if load in proxy_loads.UNARY else chat]
+            among = [*(direct if "direct" in asked.targets else []), *targets]
+            measured[load] = rounds_of(load, folder, among, asked)
+            report(load, measured[load])
+        compare(measured)
+    say(f"load average at end: {os.getloadavg()[0]:.1f}, {time.monotonic() - begun:.0f} s in all")
 
 
 if __name__ == "__main__":

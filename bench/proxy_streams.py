@@ -15,6 +15,7 @@ from proxy_host import KEY_OF_ALL
 
 PACED, BURST, IDLE = 100, 1000, 1  # chunks of one stream, which also name its kind
 PACE_S = 0.02
+IDLE_PATIENCE_S = 45.0  # for all idle streams to begin
 BURST_ROUNDS = 3
 STAMP_BYTES = 40
 COUNTED_MIN = 0.98
@@ -121,7 +122,8 @@ async def load(port: int, model: str, kind: str, streams: int) -> None:
             asyncio.create_task(read_stream(port, model, kind, delays)) for _ in range(streams)
         ]
         if kind == "idle":
-            while len(delays) < streams:
+            give_up = time.monotonic() + IDLE_PATIENCE_S
+            while len(delays) < streams and time.monotonic() < give_up:
                 done = [task for task in tasks if task.done()]
                 await asyncio.gather(*done)
                 await asyncio.sleep(0.05)

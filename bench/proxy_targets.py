@@ -9,14 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 HERE = Path(__file__).parent
-PEERS = Path(os.environ.get("BENCH_PEERS", HERE.parent / ".cache" / "bench-peers")) / "bin"
-READY_S = 90.0
+PEERS = ("sglang-router", "vllm-router", "litellm")
+PEERS_BIN = Path(os.environ.get("BENCH_PEERS", HERE.parent / ".cache" / "bench-peers")) / "bin"
+READY_S = 60.0
+LOG_TAIL_CHARACTERS = 600
 PEERS_ENVIRONMENT = {
     # What it would fetch from the network at its start is not to be measured.
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -60,6 +64,7 @@ frontend f
 backend unary
   server s 127.0.0.1:{unary}
 backend chat
+  option http-no-delay
   server s 127.0.0.1:{chat}
 """
 LITELLM = """model_list:
@@ -85,24 +90,50 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_port(port: int, process: "subprocess.Popen[str]") -> None:
+class NotStarted(Exception):
+    """A target did not start; the message has the end of what it said."""
+
+
+def wait_port(port: int, process: "subprocess.Popen[str]", log: Path | None = None) -> None:
     give_up = time.monotonic() + READY_S
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
-        except OSError:
+        except OSError as error:
             if time.monotonic() > give_up or process.poll() is not None:
-                raise
+                ended = "does not listen" if process.poll() is None else "has ended"
+                tail = log.read_text()[-LOG_TAIL_CHARACTERS:] if log else ""
+                raise NotStarted(f"it {ended}\n{tail}") from error
             time.sleep(0.05)
 
 
-def start(stack: ExitStack, core: int, *command: str, quiet: bool = False) -> subprocess.Popen:
+def wait_answer(port: int) -> None:
+    """Until a chat call is answered: some listen before they know their worker."""
+    body = b'{"model":"bench/s","messages":[{"role":"user","content":"x"}]}'
+    give_up = time.monotonic() + READY_S
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions", body, {"Content-Type": "application/json"}
+    )
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+                answer.read()
+                return
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise NotStarted(f"it answers no chat call: {error}") from error
+            time.sleep(0.2)
+
+
+def start(stack: ExitStack, core: int, *command: str, log: Path | None = None) -> subprocess.Popen:
+    """A process on one core; without a log its output is for the caller to read."""
+    output = stack.enter_context(log.open("w")) if log else None
     process = subprocess.Popen(  # noqa: S603
         ["taskset", "-c", str(core), *command],  # noqa: S607
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
-        stderr=subprocess.DEVNULL if quiet else None,
+        stdout=output or subprocess.PIPE,
+        stderr=output,
         env={**os.environ, **PEERS_ENVIRONMENT},
         text=True,
     )
@@ -134,40 +165,52 @@ def start_nginx(stack: ExitStack, folder: Path, name: str, core: int, text: dict
         NGINX.format(folder=folder, name=name, port=port, upstream=text.get("upstream", ""),
                      locations=locations)
     )  # fmt: skip
-    process = start(stack, core, "nginx", "-p", str(folder), "-c", str(config))
-    wait_port(port, process)
+    log = folder / f"{name}.out"
+    process = start(stack, core, "nginx", "-p", str(folder), "-c", str(config), log=log)
+    wait_port(port, process, log)
     return Target(name, port, process.pid)
 
 
-def start_backends(stack: ExitStack, folder: Path) -> tuple[Target, int]:
-    """The unary backend (nginx) and the port of the chat backend, both on core 1."""
+def start_backends(stack: ExitStack, folder: Path) -> tuple[Target, Target]:
+    """The unary backend (nginx) and the chat backend, both on core 1."""
     locations = f"location / {{{{ return 200 '{'x' * 1024}'; }}}} {POST}"
     unary = start_nginx(stack, folder, "direct", 1, {"locations": locations})
     chat = start(stack, 1, sys.executable, str(HERE / "proxy_streams.py"), "serve")
-    return unary, first_line(chat, "the chat backend")
+    return unary, Target("direct", first_line(chat, "the chat backend"), chat.pid)
 
 
 def start_targets(
-    stack: ExitStack, folder: Path, wanted: list[str], unary: Target, chat: int
+    stack: ExitStack,
+    folder: Path,
+    wanted: list[str],
+    unary: int,
+    chat: int,
+    say: Callable[[str], None],
 ) -> list[Target]:
-    """The wanted ones of those that are installed."""
+    """Those of the wanted ones that are installed and start; `say` is told of the others."""
     starters = {
-        "nginx": lambda: proxying_nginx(stack, folder, unary.port, chat),
-        "haproxy": lambda: start_haproxy(stack, folder, unary.port, chat),
-        "ours": lambda: start_ours(stack, folder, unary.port, chat),
-        "ours_auth": lambda: start_ours(stack, folder, unary.port, chat, "auth"),
-        "sglang-router": lambda: start_router(stack, "sglang", chat),
-        "vllm-router": lambda: start_router(stack, "vllm", chat),
+        "nginx": lambda: proxying_nginx(stack, folder, unary, chat),
+        "haproxy": lambda: start_haproxy(stack, folder, unary, chat),
+        "ours": lambda: start_ours(stack, folder, unary, chat),
+        "ours_auth": lambda: start_ours(stack, folder, unary, chat, "auth"),
+        "sglang-router": lambda: start_router(stack, folder, "sglang", chat),
+        "vllm-router": lambda: start_router(stack, folder, "vllm", chat),
         "litellm": lambda: start_litellm(stack, folder, chat),
     }
-    needed = {"nginx": "nginx", "haproxy": "haproxy", "ours": sys.executable,
-              "ours_auth": sys.executable}  # fmt: skip
     started = []
     for name in wanted:
-        if shutil.which(needed.get(name, str(PEERS / name))):
+        peer = name in PEERS
+        program = str(PEERS_BIN / name) if peer else name
+        if not (name.startswith("ours") or shutil.which(program)):
+            say(f"{name} is not installed: left out{' (make bench-peers)' if peer else ''}")
+            continue
+        begun = time.monotonic()
+        try:
             started.append(starters[name]())
+        except NotStarted as error:
+            say(f"{name} did not start: left out: {error}")
         else:
-            print(f"{name} is not installed: left out (make bench-peers)", file=sys.stderr)
+            say(f"{name} runs after {time.monotonic() - begun:.1f} s")
     return started
 
 
@@ -187,8 +230,9 @@ def start_haproxy(stack: ExitStack, folder: Path, unary: int, chat: int) -> Targ
     port = free_port()
     config = folder / "haproxy.cfg"
     config.write_text(HAPROXY.format(port=port, unary=unary, chat=chat))
-    process = start(stack, 0, "haproxy", "-db", "-f", str(config), quiet=True)
-    wait_port(port, process)
+    log = folder / "haproxy.out"
+    process = start(stack, 0, "haproxy", "-db", "-f", str(config), log=log)
+    wait_port(port, process, log)
     return Target("haproxy", port, process.pid)
 
 
@@ -200,23 +244,25 @@ def start_ours(stack: ExitStack, folder: Path, unary: int, chat: int, *more: str
     return Target("_".join(("ours", *more)), port, process.pid, process.stdin, process.stdout)
 
 
-def start_router(stack: ExitStack, maker: str, chat: int) -> Target:
-    port = free_port()
+def start_router(stack: ExitStack, folder: Path, maker: str, chat: int) -> Target:
+    port, log = free_port(), folder / f"{maker}.out"
     module = f"{maker}_router.launch_router"
-    command = (str(PEERS / "python"), "-m", module, "--host", "127.0.0.1", "--port", str(port),
+    command = (str(PEERS_BIN / "python"), "-m", module, "--host", "127.0.0.1", "--port", str(port),
                "--worker-urls", f"http://127.0.0.1:{chat}", "--policy", "round_robin",
                "--prometheus-port", str(free_port()))  # fmt: skip
-    process = start(stack, 0, *command, quiet=True)
-    wait_port(port, process)
+    process = start(stack, 0, *command, log=log)
+    wait_port(port, process, log)
+    wait_answer(port)
     return Target(f"{maker}-router", port, process.pid)
 
 
 def start_litellm(stack: ExitStack, folder: Path, chat: int) -> Target:
-    port = free_port()
+    port, log = free_port(), folder / "litellm.out"
     config = folder / "litellm.yaml"
     config.write_text(LITELLM.format(chat=chat))
-    command = (str(PEERS / "litellm"), "--config", str(config), "--host", "127.0.0.1",
+    command = (str(PEERS_BIN / "litellm"), "--config", str(config), "--host", "127.0.0.1",
                "--port", str(port), "--num_workers", "1")  # fmt: skip
-    process = start(stack, 0, *command, quiet=True)
-    wait_port(port, process)
+    process = start(stack, 0, *command, log=log)
+    wait_port(port, process, log)
+    wait_answer(port)
     return Target("litellm", port, process.pid)

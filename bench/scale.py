@@ -1,7 +1,7 @@
 """10k functions and 1k agents: how long until they are known, and until a restart serves again.
 
-The agents are real gRPC servers of one process without workers; state service, scheduler and
-gateway are processes. Prints one JSON row.
+The agents are real gRPC servers of one process without workers, each with a registration of its
+own; etcd, state service, scheduler and gateway are processes. Prints one JSON row.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any
 import httpx
 
 from bench.lease import service
+from inferx.agent.register import LEASE_MS
 from inferx.domain import codec
 from inferx.errors import InferxError, Unavailable
 from inferx.rpc import client, convert, ixmeta_pb2, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.store.presence import Presence, State
+from tests.cluster.etcd_server import EtcdServer
 from tests.helpers.fake_agent import FakeAgent
 from tests.helpers.gateway_kit import free_ports
 from tests.helpers.state_client import Client
@@ -41,7 +43,10 @@ class Scale:
         self._functions = functions
         self._state_port, self._port, self._gateway = free_ports(3)
         self._file = folder / "node.json"
+        (folder / "etcd").mkdir()
+        self._etcd = EtcdServer(folder / "etcd")
         document = {
+            "etcdAddrs": [self._etcd.address],
             "statSvcPort": self._state_port, "schedulerPort": self._port,
             "gatewayPort": self._gateway, "dataDir": str(folder / "data"),
             "idleParkMs": 600_000, "logLevel": "warning",
@@ -64,7 +69,9 @@ class Scale:
         nodes_s = await self._serving(begun)
         # Everything is killed but the agents, which are other machines.
         self._stop(signal.SIGKILL)
+        self._etcd.kill()
         begun = time.monotonic()
+        self._etcd.start()
         self._start()
         restart_s = await self._serving(begun)
         for presence in self._presences:
@@ -89,6 +96,7 @@ class Scale:
     async def close(self) -> None:
         """End everything."""
         self._stop(signal.SIGTERM)
+        self._etcd.kill()
         for agent in self._agents:
             await agent.stop()
 
@@ -112,7 +120,7 @@ class Scale:
         for agent in self._agents:
             node = await agent.start()
             obj = codec.new("node", ("system", "system", agent.name), node.to_raw())
-            presence = Presence(state, obj, 4_000)
+            presence = Presence(state, obj, LEASE_MS)
             self._presences.append(asyncio.create_task(presence.run()))
 
     async def _serving(self, begun: float | None) -> float:

@@ -9,6 +9,7 @@ grew.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -97,15 +98,19 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--listener", default="rust", choices=("rust", "granian"))
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench/soak.py was told to end"))
     with tempfile.TemporaryDirectory() as folder:
         platform = start_platform(
             Path(folder, "inferx"), "--gpus", "3x1000", "--listener", asked.listener
         )
         try:
             deploy(platform)
-            running = load(platform, asked.seconds, asked.users)
-            samples = watch(platform, running, asked.seconds)
-            output, errors = running.communicate()
+            with load(platform, asked.seconds, asked.users) as running:
+                try:
+                    samples = watch(platform, running, asked.seconds)
+                    output, errors = running.communicate()
+                finally:
+                    running.kill()  # nothing when it has ended
             eventually(lambda: platform.client.get("/readyz").status_code == 200, what="ready")
         finally:
             platform.stop()

@@ -41,10 +41,12 @@ FENCES = [
     (r"^\s*(pub )?use pyo3\b", ("ext/lib.rs", "/src/py.rs", "/src/py/"), "PyO3"),
     (
         r"\bunsafe\s*(\{|fn|impl)",
-        # The driver, mapped memory, buffers that the kernel fills on its own, and a descriptor that
-        # comes from Python as a number.
+        # The driver, mapped memory, buffers that the kernel fills on its own, a descriptor that
+        # comes from Python as a number, and the data plane's count, which survives a kill without
+        # a system call for each call.
         (
             "ext/proxy/src/py.rs",
+            "ext/proxy/src/tally.rs",
             "ext/gpu_snapshot/src/cuda",
             "ext/gpu_snapshot/src/map.rs",
             "ext/gpu_snapshot/src/uring.rs",

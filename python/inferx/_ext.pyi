@@ -528,6 +528,14 @@ class Proxy:
         wait.
         """
 
+    def count_records_in(self, path: Path) -> None:
+        """From now on access records are counted in the third number of this file, which has four
+        of 64 bits; the count outlives a kill. `OSError` when it cannot be mapped."""
+
+    @property
+    def records_lost(self) -> int:
+        """How many access records were dropped because nobody took them."""
+
     def take_records(self) -> bytes:
         """One msgpack array per call that ended since the last call.
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,9 @@ class Platform:
         return self.process.wait(60)
 
 
-def start_platform(folder: Path, *flags: str, port: int | None = None) -> Platform:
+def start_platform(
+    folder: Path, *flags: str, port: int | None = None, **environment: str
+) -> Platform:
     """Starts `inferx up` and waits until the gateway is ready."""
     port = port or free_port()
     output = folder.parent / f"{folder.name}.out"
@@ -149,7 +152,7 @@ def start_platform(folder: Path, *flags: str, port: int | None = None) -> Platfo
     with output.open("w") as stream:
         process = subprocess.Popen(
             [*command, *flags], stdout=stream, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, **environment},
         )  # fmt: skip
     platform = Platform(folder, port, process, output)
 
@@ -160,7 +163,8 @@ def start_platform(folder: Path, *flags: str, port: int | None = None) -> Platfo
     try:
         eventually(ready, START_SECONDS, f"inferx up is ready; see {output}")
     except AssertionError:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself, and says why
+            os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(output.read_text()) from None
     return platform
 

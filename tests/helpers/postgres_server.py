@@ -8,8 +8,10 @@ import glob
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tests.helpers.gateway_kit import free_ports
@@ -60,6 +62,22 @@ class Postgres:
     def stop(self) -> None:
         """End it at once, as a crash would, so that nobody is waited for."""
         self._control("-m", "immediate", "stop")
+
+    def pause(self) -> None:
+        """It hangs: connections are taken and statements sent, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on where it was."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Every process of the server is the leader of a session of its own.
+        server = int((self._data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        for pid in (server, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def __enter__(self) -> Postgres:
         self.start()

@@ -16,8 +16,9 @@ import pytest
 
 from inferx.audit import Audit, Query, Sink
 from inferx.audit.postgres import PostgresSink
-from inferx.audit.spill import Spill
+from inferx.audit.spill import Spill, portions
 from inferx.audit.sqlite import SqliteSink
+from inferx.audit.tables import INTEGER_MAX
 from inferx.config import Secret
 from inferx.errors import BadRequest, Unavailable
 from tests.helpers.postgres_server import Postgres
@@ -201,7 +202,7 @@ async def test_without_database_and_room_losses_are_counted(tmp_path: Path) -> N
         audit.record("requests", {"tenant": "t"})
     while audit._queue:
         audit._to_disk(audit._take(1000))
-    kept = sum(len(portion) for portion in audit._spill.portions())
+    kept = sum(len(rows) for path in audit._spill.sealed() for rows in portions(path))
     assert kept > 50
     assert audit.dropped == 5000 - kept
     with pytest.raises(Unavailable) as away:
@@ -210,9 +211,65 @@ async def test_without_database_and_room_losses_are_counted(tmp_path: Path) -> N
     await audit.stop()
 
 
+async def test_what_comes_while_a_file_is_brought_home_is_kept(tmp_path: Path) -> None:
+    """The database is slow: what waits goes to disk beside the file that is being written."""
+    sink = SqliteSink(tmp_path / "audit.db")
+    audit = Audit(sink, tmp_path / "spill", queue_max=10)
+    write = sink.write
+
+    async def slow(rows: Any) -> None:
+        await write(rows)
+        await asyncio.sleep(1.5)
+
+    sink.write = slow  # type: ignore[method-assign]
+    for number in range(15):
+        audit.record("requests", {"tenant": "slow", "bytes_in": number})
+    assert audit._spill
+    audit.start()
+    for number in range(15, 200):
+        audit.record("requests", {"tenant": "slow", "bytes_in": number})
+        await asyncio.sleep(0.01)
+    sink.write = write  # type: ignore[method-assign]
+    await stored(sink, 200, tenant="slow")
+    assert audit._tally.taken == audit._tally.safe
+    await audit.stop()
+    assert not names(tmp_path / "spill")
+
+
+async def test_rows_are_on_disk_while_the_database_hangs(tmp_path: Path) -> None:
+    class Hanging(SqliteSink):
+        async def write(self, rows: Any) -> None:
+            await asyncio.Event().wait()
+
+    audit = Audit(Hanging(tmp_path / "audit.db"), tmp_path / "spill")
+    audit.start()
+    for _ in range(50):
+        audit.record("requests", {"tenant": "hangs"})
+        await asyncio.sleep(0.02)
+    deadline = time.monotonic() + DEADLINE_S
+    while audit._tally.safe < 50:
+        assert time.monotonic() < deadline, f"{audit._tally.safe} rows are safe"
+        await asyncio.sleep(0.05)
+    await audit.stop()
+    assert sum(len(rows) for path in audit._spill.sealed() for rows in portions(path)) == 50
+
+
+async def test_a_number_that_no_column_holds_does_not_stop_the_rest(
+    sink: Sink, tmp_path: Path
+) -> None:
+    audit = Audit(sink, tmp_path / "spill")
+    audit.start()
+    audit.record("requests", {"tenant": "large", "tokens": 2**64 - 1})
+    audit.record("requests", {"tenant": "large", "tokens": 5})
+    await stored(sink, 2, tenant="large")
+    found = await sink.read(Query("requests", {"tenant": "large"}))
+    assert {row["tokens"] for row in found} == {INTEGER_MAX, 5}
+    await audit.stop()
+
+
 def test_a_cut_row_does_not_spoil_the_others(tmp_path: Path) -> None:
     spill = Spill(tmp_path / "x.spill")
     row = {"at_ms": 1, "writer": 1, "seq": 1, "tenant": "t"}
     assert spill.append([("requests", {**row, "seq": number}) for number in range(10)]) == 0
     spill.path.write_bytes(spill.path.read_bytes()[:-5])
-    assert sum(len(portion) for portion in spill.portions()) == 9
+    assert sum(len(rows) for path in spill.sealed() for rows in portions(path)) == 9

@@ -3,9 +3,10 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::auth::Credential;
+use crate::tally::Tally;
 use rustix::event::{EventfdFlags, eventfd};
 
 /// One thing that only Python can act upon.
@@ -63,6 +64,7 @@ pub(crate) struct Outbox {
     wake: OwnedFd,
     records: Mutex<Vec<u8>>,
     records_lost: AtomicU64,
+    tally: OnceLock<Tally>,
 }
 
 impl Outbox {
@@ -72,6 +74,7 @@ impl Outbox {
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             records: Mutex::new(Vec::new()),
             records_lost: AtomicU64::new(0),
+            tally: OnceLock::new(),
         })
     }
 
@@ -104,7 +107,16 @@ impl Outbox {
             self.records_lost.fetch_add(1, Ordering::Relaxed);
         } else {
             encode(&mut records);
+            if let Some(tally) = self.tally.get() {
+                tally.add();
+            }
         }
+    }
+
+    /// From now on records are counted in a file that outlives the process.
+    pub(crate) fn count_in(&self, tally: Tally) {
+        // A second file would count what the first has: the first stays.
+        let _ = self.tally.set(tally);
     }
 
     /// All records since the last call, as consecutive msgpack arrays.

@@ -196,7 +196,11 @@ impl Download {
             }
             if self.pump.progress() != progress {
                 progress = self.pump.progress();
-                deadline = Instant::now() + idle;
+                let now = Instant::now();
+                deadline = now + idle;
+                if client.timer.is_set(now, deadline) {
+                    return Poll::Pending;
+                }
             }
             ready!(client.timer.poll(cx, deadline));
             Poll::Ready(if self.pump.blocked {

@@ -25,6 +25,7 @@ use crate::listener::{self, Port};
 use crate::reply::Reject;
 use crate::route::Routes;
 use crate::stats::{BOUNDS_MS, PlaneStats, Start};
+use crate::tally::Tally;
 use crate::tls::Tls;
 use crate::upstream::{Address, Upstream};
 
@@ -356,6 +357,16 @@ impl Plane {
             }
         }
         events
+    }
+
+    /// From now on access records are counted in `tally`; a second one is ignored.
+    pub fn count_records_in(&self, tally: Tally) {
+        self.core.hub.outbox.count_in(tally);
+    }
+
+    /// How many access records were dropped because nobody took them.
+    pub fn records_lost(&self) -> u64 {
+        self.core.hub.outbox.records_lost()
     }
 
     /// All access records since the last call, as consecutive msgpack arrays.

@@ -299,6 +299,16 @@ impl Proxy {
         PyBytes::new(py, &self.plane.take_records())
     }
 
+    fn count_records_in(&self, path: PathBuf) -> PyResult<()> {
+        self.plane.count_records_in(crate::Tally::open(&path)?);
+        Ok(())
+    }
+
+    #[getter]
+    fn records_lost(&self) -> u64 {
+        self.plane.records_lost()
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.plane.stats())
     }

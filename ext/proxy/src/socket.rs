@@ -210,6 +210,13 @@ impl Wire {
 pub(crate) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
+    /// Whether it will fire between `now` and the deadline anyway: then a poll changes nothing, and
+    /// polling it for each small piece of a stream costs about as much as taking it apart.
+    pub(crate) fn is_set(&self, now: Instant, deadline: Instant) -> bool {
+        let fires = self.0.as_ref().map(|timer| timer.deadline());
+        fires.is_some_and(|at| now < at && at <= deadline)
+    }
+
     /// Ready when the deadline has passed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let timer = self

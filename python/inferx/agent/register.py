@@ -15,8 +15,10 @@ from inferx.domain.meta import SYSTEM
 from inferx.store.crashpoint import CrashPoint
 from inferx.store.presence import Presence, State
 
-# The scheduler sees a dead agent by its connection; this is for when it sees nothing any more.
-LEASE_MS = 4_000
+# The scheduler sees a dead agent within five seconds by its connection (`scheduler/links.py`);
+# this is for when nobody is there to see it. Longer is cheaper: at this length a thousand nodes
+# renew 200 times a second.
+LEASE_MS = 20_000
 
 
 class Registrar:

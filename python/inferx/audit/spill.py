@@ -9,8 +9,8 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -18,22 +18,30 @@ from inferx.audit.tables import TABLES, Row
 
 BYTES_MAX = 256 << 20
 PORTION = 2000
-_COUNTS = struct.Struct("<QQ")
+_COUNTS = struct.Struct("<QQQQ")
+_PAIR = struct.Struct("<QQ")
+_TOLD = struct.Struct("<Q")
+_TOLD_AT = 24
 
 Entry = tuple[str, Row]
 
 
 class Spill:
-    """One writer's file of rows that the database has not got. `bytes_max` bounds it."""
+    """One writer's rows that the database has not got, in files named after `path`.
+
+    Rows are appended to `path` itself; `sealed` moves it aside, so that what is being brought to
+    the database is never the file that rows are added to. `bytes_max` bounds all of them.
+    """
 
     def __init__(self, path: Path, bytes_max: int = BYTES_MAX) -> None:
         self.path = path
         self._bytes_max = bytes_max
+        self._number = 0
 
     def append(self, rows: list[Entry]) -> int:
         """Keep rows; returns how many had no room."""
         packed = [msgpack.packb([name, list(TABLES[name].values(row))]) for name, row in rows]
-        size = self.path.stat().st_size if self.path.exists() else 0
+        size = sum(path.stat().st_size for path in self._files())
         kept = 0
         with self.path.open("ab") as file:
             for data in packed:
@@ -46,34 +54,43 @@ class Spill:
             os.fdatasync(file.fileno())
         return len(rows) - kept
 
-    def portions(self) -> Iterator[list[Entry]]:
-        """The rows kept, oldest first, a portion at a time."""
-        portion: list[Entry] = []
-        with self.path.open("rb") as file:
-            unpacker = msgpack.Unpacker(file, max_buffer_size=64 << 20)
-            try:
-                for name, values in unpacker:
-                    portion.append((name, dict(zip(TABLES[name].all_columns, values, strict=True))))
-                    if len(portion) >= PORTION:
-                        yield portion
-                        portion = []
-            except (msgpack.UnpackException, ValueError, KeyError, TypeError):
-                pass  # the writer was killed in the middle of its last row
-        if portion:
-            yield portion
+    def sealed(self) -> list[Path]:
+        """The files with the rows kept until now, oldest first; none of them grows any more."""
+        if self.path.exists():
+            self._number += 1
+            self.path.rename(self.path.with_suffix(f".{self._number:06d}.spill"))
+        return [path for path in self._files() if path != self.path]
 
-    def clear(self) -> None:
-        """All rows are in the database."""
-        self.path.unlink(missing_ok=True)
+    def _files(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}*.spill"))
 
     def __bool__(self) -> bool:
-        return self.path.exists()
+        return bool(self._files())
+
+
+def portions(path: Path) -> Iterator[list[Entry]]:
+    """The rows of a file, oldest first, a portion at a time."""
+    portion: list[Entry] = []
+    with path.open("rb") as file:
+        unpacker = msgpack.Unpacker(file, max_buffer_size=64 << 20)
+        try:
+            for name, values in unpacker:
+                portion.append((name, dict(zip(TABLES[name].all_columns, values, strict=True))))
+                if len(portion) >= PORTION:
+                    yield portion
+                    portion = []
+        except (msgpack.UnpackException, ValueError, KeyError, TypeError):
+            pass  # the writer was killed in the middle of its last row
+    if portion:
+        yield portion
 
 
 class Tally:
-    """How many rows a writer took and how many are safe, in a file that outlives its process.
+    """Four counts in a file that outlives its process: rows that a writer took and that are safe,
+    calls that the data plane made records of and that the writer was told of.
 
-    The numbers are in memory shared with the file: a kill loses none of them.
+    The numbers are in memory shared with the file: a kill loses none of them. The third is the data
+    plane's, which maps the file for itself (`Proxy.count_records_in`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,18 +103,24 @@ class Tally:
             os.close(descriptor)
         self.taken: int
         self.safe: int
-        self.taken, self.safe = _COUNTS.unpack(self._memory[:])
+        self.told: int
+        self.taken, self.safe, _, self.told = _COUNTS.unpack(self._memory[:])
 
     def take(self) -> int:
         """One more row; its number."""
         self.taken += 1
-        _COUNTS.pack_into(self._memory, 0, self.taken, self.safe)
+        _PAIR.pack_into(self._memory, 0, self.taken, self.safe)
         return self.taken
 
     def secure(self, count: int) -> None:
         """So many more rows are in the database, on disk, or counted as lost."""
         self.safe += count
-        _COUNTS.pack_into(self._memory, 0, self.taken, self.safe)
+        _PAIR.pack_into(self._memory, 0, self.taken, self.safe)
+
+    def tell(self) -> None:
+        """The writer was told of one more call."""
+        self.told += 1
+        _TOLD.pack_into(self._memory, _TOLD_AT, self.told)
 
     def close(self, remove: bool) -> None:
         """Give the file back; with `remove` nobody has to look at it any more."""
@@ -106,12 +129,33 @@ class Tally:
             self.path.unlink(missing_ok=True)
 
 
-def left_behind(folder: Path) -> Iterator[tuple[Path, Any]]:
-    """(file, rows lost) of each writer whose process is gone; its spill is beside it."""
+@dataclass(frozen=True)
+class Left:
+    """What a writer left whose process is gone."""
+
+    tally: Path
+    rows: int
+    """Rows that were in its memory only; a call that it was not yet told of is one."""
+    at_ms: int
+    """The same for everybody who looks, as `writer` is."""
+    writer: int
+
+    @property
+    def spill(self) -> Spill:
+        """Its rows on disk."""
+        return Spill(self.tally.with_suffix(".spill"))
+
+
+def left_behind(folder: Path) -> Iterator[Left]:
+    """Each writer whose process is gone."""
     for path in sorted(folder.glob("audit-*.tally")):
-        pid = path.stem.split("-")[1]
+        _, pid, writer = path.stem.split("-")
         if pid == str(os.getpid()) or Path("/proc", pid).exists():
             continue
-        data = path.read_bytes()
-        taken, safe = _COUNTS.unpack(data) if len(data) == _COUNTS.size else (0, 0)
-        yield path, taken - safe
+        try:
+            data, at_ms = path.read_bytes(), path.stat().st_mtime_ns // 1_000_000
+        except FileNotFoundError:
+            continue  # another process of this folder has just brought it home
+        counts = _COUNTS.unpack(data) if len(data) == _COUNTS.size else (0, 0, 0, 0)
+        taken, safe, made, told = counts
+        yield Left(path, taken - safe + made - told, at_ms, int(writer, 16))

@@ -65,6 +65,7 @@ TABLES: dict[str, Table] = {
 }  # fmt: skip
 
 TEXT_CHARS_MAX = 16_384
+INTEGER_MAX = 2**63 - 1
 
 
 def _fit(value: Any, kind: str) -> Any:
@@ -74,4 +75,7 @@ def _fit(value: Any, kind: str) -> Any:
     if kind == TEXT:
         text = str(value)[:TEXT_CHARS_MAX]
         return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-    return int(value) if kind == INTEGER else float(value)
+    if kind == INTEGER:
+        # Workers say how many tokens they took: what no column holds must not stop the rest.
+        return max(-INTEGER_MAX, min(int(value), INTEGER_MAX))
+    return float(value)

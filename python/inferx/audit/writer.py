@@ -19,7 +19,7 @@ from prometheus_client import Counter
 
 from inferx import telemetry
 from inferx.audit.sink import Sink
-from inferx.audit.spill import BYTES_MAX, Entry, Spill, Tally, left_behind
+from inferx.audit.spill import BYTES_MAX, Entry, Spill, Tally, left_behind, portions
 from inferx.audit.tables import Row
 from inferx.config import NodeConfig
 from inferx.errors import Unavailable
@@ -28,6 +28,7 @@ QUEUE_MAX = 20_000
 BATCH_MAX = 2_000
 FLUSH_S = 0.25
 RETRY_S = 1.0
+SLOW_S = 1.0  # what a database has to take a batch in before the rows go to disk as well
 RETENTION_DAYS = 90
 RETIRE_EVERY_S = 3600.0
 _DAY_MS = 86_400_000
@@ -78,6 +79,20 @@ class Audit:
         if len(self._queue) >= BATCH_MAX:
             self._wake.set()
 
+    @property
+    def tally(self) -> Path:
+        """The file in which the data plane counts its records."""
+        return self._tally.path
+
+    def told(self) -> None:
+        """A record of the data plane became rows."""
+        self._tally.tell()
+
+    def lost(self, rows: int, reason: str) -> None:
+        """So many rows could not be taken."""
+        _rows.labels("lost").inc(rows)
+        self.record("losses", {"rows": rows, "reason": reason})
+
     def start(self) -> None:
         """Begin to write."""
         self._task = asyncio.create_task(self._run(), name="audit")
@@ -87,11 +102,10 @@ class Audit:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        with suppress(Unavailable):
+        with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(5.0):
                 await self._flush()
-        while self._queue:
-            self._to_disk(self._take(BATCH_MAX))
+        self._queue_to_disk()
         self._tally.close(remove=not self._spill)
         await self.sink.close()
 
@@ -110,6 +124,7 @@ class Audit:
                 self._note(away=False)
             except Unavailable as error:
                 self._note(away=True, why=error.message)
+                self._queue_to_disk()
             except Exception:
                 _log.exception("writing the audit")
 
@@ -125,24 +140,45 @@ class Audit:
         """What is on disk first, then what is in memory; a batch that fails goes to disk."""
         if self._spill:
             if len(self._queue) >= BATCH_MAX:
-                self._to_disk(self._take(len(self._queue)))
+                self._queue_to_disk()
             await self._replay(self._spill)
         while self._queue:
-            batch = self._take(BATCH_MAX)
-            try:
-                await self.sink.write(batch)
-            except BaseException:
+            await self._store(self._take(BATCH_MAX))
+
+    async def _store(self, batch: list[Entry], on_disk: bool = False) -> None:
+        """Bring rows to the database. While it is slow, they and what waits go to disk as well:
+        what only memory holds is never much older than `SLOW_S`."""
+        fate = "replayed" if on_disk else "stored"
+        writing = asyncio.ensure_future(self.sink.write(batch))
+        try:
+            while not (await asyncio.wait((writing,), timeout=SLOW_S))[0]:
+                if not on_disk:
+                    self._to_disk(batch)
+                    on_disk = True
+                self._queue_to_disk()
+            writing.result()
+        except BaseException:
+            writing.cancel()
+            if not on_disk:
                 self._to_disk(batch)
-                raise
+            raise
+        if fate == "stored" and not on_disk:
             self._tally.secure(len(batch))
-            _rows.labels("stored").inc(len(batch))
+        if fate == "replayed" or not on_disk:
+            _rows.labels(fate).inc(len(batch))
 
     async def _replay(self, spill: Spill) -> None:
-        """Bring a file to the database; rows that are there already do not come twice."""
-        for portion in await asyncio.to_thread(lambda: list(spill.portions())):
-            await self.sink.write(portion)
-            _rows.labels("replayed").inc(len(portion))
-        spill.clear()
+        """Bring the files to the database; rows that are there already do not come twice."""
+        for path in spill.sealed():
+            with suppress(FileNotFoundError):  # another process of this folder was faster
+                rows = portions(path)
+                while portion := await asyncio.to_thread(next, rows, None):
+                    await self._store(portion, on_disk=True)
+                path.unlink()
+
+    def _queue_to_disk(self) -> None:
+        while self._queue:
+            self._to_disk(self._take(BATCH_MAX))
 
     def _to_disk(self, batch: list[Entry]) -> None:
         try:
@@ -160,19 +196,18 @@ class Audit:
         """What writers that were killed left on disk; what they had in memory only is counted."""
         if self.dropped:
             lost, self.dropped = self.dropped, 0
-            self._record_loss(lost, "neither the database nor the disk had room")
-        for tally, lost in left_behind(self._folder):
-            spill = Spill(tally.with_suffix(".spill"))
-            if spill:
-                await self._replay(spill)
-            if lost > 0:
-                _log.warning("a killed process had %d audit rows in memory", lost)
-                _rows.labels("lost").inc(lost)
-                self._record_loss(lost, f"the process of {tally.stem} was killed")
-            tally.unlink(missing_ok=True)
-
-    def _record_loss(self, rows: int, reason: str) -> None:
-        self.record("losses", {"rows": rows, "reason": reason})
+            row = {"rows": lost, "reason": "neither the database nor the disk had room"}
+            self.record("losses", row)
+        for left in left_behind(self._folder):
+            await self._replay(left.spill)
+            if left.rows > 0:
+                _log.warning("a killed process had %d audit rows in memory", left.rows)
+                _rows.labels("lost").inc(left.rows)
+                # Whoever finds it writes the same row.
+                reason = f"the process of {left.tally.stem} was killed"
+                row = {"at_ms": left.at_ms, "rows": left.rows, "reason": reason}
+                self.record("losses", row, identity=(left.writer, 0))
+            left.tally.unlink(missing_ok=True)
 
     async def _retire(self) -> None:
         if time.monotonic() - self._retired_at < RETIRE_EVERY_S and self._retired_at:

@@ -100,6 +100,8 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        audit = open_audit(self._config)
+        self._proxy.count_records_in(audit.tally)
         try:
             # The port first: nothing else matters when it is taken.
             self.port = self._open()
@@ -110,12 +112,13 @@ class Gateway:
         link = LeaderLink(state, self._config.scheduler_addr)
         functions = Functions(self._proxy, state)
         workers = self._workers = Workers(self._proxy, functions, link, self._identity)
-        auditor = self._auditor = Auditor(open_audit(self._config), state, link)
+        auditor = self._auditor = Auditor(audit, state, link)
         callers = Callers(self._proxy, self._authenticator, state, auditor.logged_in)
         pump = Pump(
             self._proxy,
             partial(_dispatch, workers, callers),
             partial(_account, auditor, callers),
+            lambda lost: audit.lost(lost, "the data plane had no room for its records"),
         )
         authenticator = self._authenticator if self._config.auth.enable else None
         access = Access(authenticator, auditor.refused)
@@ -210,5 +213,6 @@ def _dispatch(workers: Workers, callers: Callers, event: tuple[Any, ...]) -> Non
 def _account(auditor: Auditor, callers: Callers, record: dict[str, Any]) -> None:
     """One record of the data plane to those who keep accounts."""
     auditor.called(record)
+    auditor.audit.told()
     if record["outcome"] != "refused":
         callers.used(record["principal"])

@@ -26,13 +26,20 @@ Handler = Callable[[tuple[Any, ...]], None]
 
 
 class Pump:
-    """Hands events to `handle` as they come and writes access records to the log."""
+    """Hands events to `handle` as they come, records to `on_record` and to the log, and to
+    `on_lost` how many records there was no room for."""
 
     def __init__(
-        self, proxy: Proxy, handle: Handler, on_record: Callable[[dict[str, Any]], None]
+        self,
+        proxy: Proxy,
+        handle: Handler,
+        on_record: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[int], None],
     ) -> None:
         self._proxy = proxy
         self._on_record = on_record
+        self._on_lost = on_lost
+        self._lost = 0
         self._handle = handle
         self._records: asyncio.Task[None] | None = None
 
@@ -68,6 +75,9 @@ class Pump:
             _write(found)
             if number % _PORTION == 0:
                 await asyncio.sleep(0)
+        if (lost := self._proxy.records_lost) > self._lost:
+            self._on_lost(lost - self._lost)
+            self._lost = lost
 
 
 def _write(record: dict[str, Any]) -> None:

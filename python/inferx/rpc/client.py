@@ -57,6 +57,11 @@ _BY_STATUS: dict[grpc.StatusCode, type[InferxError]] = {
 }
 
 
+PING_EVERY_S = 2.0
+PING_ANSWERED_S = 1.5
+SILENCE_S = PING_EVERY_S + PING_ANSWERED_S  # a peer that says nothing is given up after so long
+
+
 def channel(addr: str | Sequence[str]) -> grpc.aio.Channel:
     """A channel to host:port that notices a dead peer within seconds and reconnects quickly.
 
@@ -66,8 +71,10 @@ def channel(addr: str | Sequence[str]) -> grpc.aio.Channel:
     addrs = [one.removeprefix("http://") for one in addrs]
     target = addrs[0] if len(addrs) == 1 else f"ipv4:{','.join(addrs)}"
     options: list[tuple[str, Any]] = [
-        ("grpc.keepalive_time_ms", 2_000),
-        ("grpc.keepalive_timeout_ms", 1_500),
+        ("grpc.keepalive_time_ms", int(PING_EVERY_S * 1000)),
+        ("grpc.keepalive_timeout_ms", int(PING_ANSWERED_S * 1000)),
+        # A process that is frozen answers on TCP and not to pings; this is what notices it.
+        ("grpc.http2.ping_timeout_ms", int(PING_ANSWERED_S * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -128,6 +135,13 @@ def _with_request_id(metadata: Sequence[tuple[str, str]]) -> tuple[tuple[str, st
     if not request_id or not request_id.isascii() or not request_id.isprintable():
         return tuple(metadata)
     return (*metadata, (REQUEST_ID_METADATA, request_id[:128]))
+
+
+def fell_silent(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the connection was given up because the peer answered no ping, and was not closed by
+    it. The library says so in words only."""
+    text = (error.details() or "").lower()
+    return error.code() is grpc.StatusCode.UNAVAILABLE and ("keepalive" in text or "ping" in text)
 
 
 def typed(error: grpc.aio.AioRpcError) -> InferxError:

@@ -16,7 +16,8 @@ from inferx.rpc import client, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.scheduler.facts import node_fact, pod_fact
 from inferx.store.informer import DELETED, Informer
 
-LOST_AFTER_S = 5.0
+LOST_AFTER_S = 4.5  # since a node was heard for the last time
+FIRST_CONTACT_S = 10.0  # a new leader of a large cluster has many nodes to connect to at once
 FORGET_AFTER_S = 60.0  # a node whose object is gone may come back under its name until then
 _log = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ Wants = Callable[[Key], bool]
 
 class NodeLink:
     """The connection to one node's agent. A broken one makes the node not ready at once, and lost
-    when the lease of its object ends as well, at the latest after `lost_after_s`; its pods are
-    told anew when it comes back after that."""
+    when the lease of its object ends as well, at the latest `lost_after_s` after the last sign of
+    life; its pods are told anew when it comes back after that. An agent that is only restarted is
+    back by then. The end of a connection that fell silent is known `client.SILENCE_S` late."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class NodeLink:
         """Begin to follow the agent."""
         self._observe(node_fact(self.name, self.node, ready=False))
         self.pods.subscribe(self._pod)
+        self._give_up_in(FIRST_CONTACT_S)
         await self.pods.start()
 
     async def stop(self) -> None:
@@ -123,9 +126,12 @@ class NodeLink:
             _log.info("node %s is ready", self.name)
         else:
             _log.warning("the agent of node %s cannot be reached", self.name)
-            loop = asyncio.get_running_loop()
-            wait_s = self._lost_after_s if self.registered else 0.0
-            self._timer = loop.call_later(wait_s, self.give_up)
+            heard_before_s = client.SILENCE_S if self.pods.fell_silent else 0.0
+            wait_s = max(0.0, self._lost_after_s - heard_before_s)
+            self._give_up_in(wait_s if self.registered else 0.0)
+
+    def _give_up_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.give_up)
 
     def unregistered(self) -> None:
         """The lease of the node's object has ended: with the connection gone, so is the node."""

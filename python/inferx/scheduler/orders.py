@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from inferx.domain.meta import Key, Object
@@ -36,6 +37,15 @@ _log = logging.getLogger(__name__)
 Effect = dict[str, Any]
 
 
+@dataclass
+class _Start:
+    """An order to start or resume a pod that has no result yet; `sent` once its agent may know."""
+
+    effect: Effect
+    task: asyncio.Task[None]
+    sent: bool = False
+
+
 class Orders:
     """`epoch` goes with each order; `stale` is called when an agent follows a newer scheduler.
 
@@ -58,7 +68,7 @@ class Orders:
         self._function = function
         self._observe = observe
         self._stale = stale
-        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._starts: dict[str, _Start] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def carry_out(self, effect: Effect) -> None:
@@ -68,8 +78,8 @@ class Orders:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if kind in ("start", "resume"):
-            self._starts[effect["pod_id"]] = task
-            task.add_done_callback(lambda task: self._started(effect["pod_id"], task))
+            start = self._starts[effect["pod_id"]] = _Start(effect, task)
+            task.add_done_callback(lambda task: self._started(start))
 
     def remove_snapshots(self, key: Key) -> None:
         """A function was deleted: no agent needs to keep anything of it. One that cannot be reached
@@ -86,9 +96,9 @@ class Orders:
         except InferxError as error:
             _log.warning("node %s keeps snapshots of %s: %s", link.name, funckey, error.message)
 
-    def _started(self, pod_id: str, task: asyncio.Task[None]) -> None:
-        if self._starts.get(pod_id) is task:
-            del self._starts[pod_id]
+    def _started(self, start: _Start) -> None:
+        if self._starts.get(start.effect["pod_id"]) is start:
+            del self._starts[start.effect["pod_id"]]
 
     def starting(self, pod_id: str) -> bool:
         """Whether an order to start or resume it is out."""
@@ -135,7 +145,18 @@ class Orders:
         metrics.order(kind, time.monotonic() - begun, error is None)
         self._report(effect, error)
 
-    def _report(self, effect: Effect, error: InferxError | None) -> None:
+    async def _overtake(self, start: _Start) -> None:
+        """An order to end the pod is here: stop waiting for the start, and say how it ended. What
+        its agent was never told of leaves nothing behind."""
+        start.task.cancel()
+        await asyncio.gather(start.task, return_exceptions=True)
+        if start.task.cancelled():
+            metrics.order(start.effect["effect"], 0.0, False)
+            error = Conflict("an order to end the pod has overtaken it")
+            self._report(start.effect, error, gone=not start.sent)
+
+    def _report(self, effect: Effect, error: InferxError | None, gone: bool | None = None) -> None:
+        """Tell the core; whether nothing is left follows from the error, unless given."""
         kind, pod_id = effect["effect"], effect["pod_id"]
         function = "/".join((effect["tenant"], effect["namespace"], effect["funcname"]))
         result = "start_result" if kind == "resume" else f"{kind}_result"
@@ -148,9 +169,10 @@ class Orders:
         if isinstance(error, StaleEpoch):
             self._stale(error)
         blamed = error.code in _FUNCTION_FAULTS and kind != "terminate"
-        gone = isinstance(error, NotFound) or (
-            kind == "start" and (error.code in _NOTHING_DONE or error.code == "start_failed")
-        )
+        if gone is None:
+            gone = isinstance(error, NotFound) or (
+                kind == "start" and (error.code in _NOTHING_DONE or error.code == "start_failed")
+            )
         code = "start_failed" if blamed else error.code
         fact |= {"ok": False, "code": code, "reason": error.message, "gone": gone}
         self._observe(fact)
@@ -178,6 +200,7 @@ class Orders:
             epoch=self.epoch,
         )
         await self._intents.place(effect)
+        self._sent(effect)
         answer = await client.call(stub.CreateFuncPod, request, _loading_s(function) + SLACK_S)
         self._learn(effect["pod_id"], answer.ipaddress, answer.port)
         if answer.start == "snapshot":
@@ -193,8 +216,14 @@ class Orders:
             epoch=self.epoch,
         )
         timeout_s = _loading_s(function) + SLACK_S
+        self._sent(effect)
         answer = await client.call(self._stub(effect).ResumePod, request, timeout_s)
         self._learn(effect["pod_id"], answer.ipaddress, answer.port)
+
+    def _sent(self, effect: Effect) -> None:
+        start = self._starts.get(effect["pod_id"])
+        if start is not None and start.effect is effect:
+            start.sent = True
 
     async def _park(self, effect: Effect) -> None:
         await client.call(self._stub(effect).ParkPod, self._park_request(effect), PARK_S)
@@ -203,8 +232,7 @@ class Orders:
         start = self._starts.get(effect["pod_id"])
         if start is not None:
             # Not to overtake the request that makes the pod.
-            start.cancel()
-            await asyncio.gather(start, return_exceptions=True)
+            await self._overtake(start)
         request = self._terminate_request(effect)
         await client.call(self._stub(effect).TerminatePod, request, TERMINATE_S)
         self.addresses.pop(effect["pod_id"], None)

@@ -247,6 +247,8 @@ def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.
     options = [
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 3_000),
+        # A process that is frozen answers on TCP and not to pings; this is what notices it.
+        ("grpc.http2.ping_timeout_ms", 3_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 3_000),

@@ -49,6 +49,7 @@ class Informer:
         self.kind = kind
         self.synced = asyncio.Event()
         self.connected = False
+        self.fell_silent = False  # how the last connection ended: unheard, rather than closed
         self.repairs = 0
         self._owned = client.channel(source) if isinstance(source, str) else None
         channel = self._owned if isinstance(source, str) else source
@@ -122,8 +123,11 @@ class Informer:
             healthy = False
             try:
                 healthy = await self._session()
+                self.fell_silent = False
             except grpc.aio.AioRpcError as error:
                 healthy = self.connected
+                if healthy:
+                    self.fell_silent = client.fell_silent(error)
                 _log.info("watch of %s broke: %s", self.kind, client.typed(error))
             except InferxError as error:
                 _log.warning("watch of %s: %s", self.kind, error)
