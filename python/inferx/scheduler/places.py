@@ -13,16 +13,22 @@ from inferx.domain.objects import Pod
 
 
 class Places:
-    """Keeps the addresses of `server` in step with answers to orders and with agents' views."""
+    """Keeps the addresses of `server` in step with answers to orders and with agents' views.
+
+    `from_snapshot`: the pods that their agent started from a snapshot.
+    """
 
     def __init__(self, server: SchedulerServer) -> None:
         self._server = server
         self._told: set[str] = set()
+        self.from_snapshot: set[str] = set()
 
     def told(self, pod_id: str, ip: int, port: int, from_snapshot: bool = False) -> None:
         """An agent has started or resumed it."""
         self._told.add(pod_id)
-        self._server.place(pod_id, ip, port, from_snapshot)
+        if from_snapshot:
+            self.from_snapshot.add(pod_id)
+        self._server.place(pod_id, ip, port, pod_id in self.from_snapshot)
 
     def seen(self, obj: Object[Pod]) -> None:
         """An agent shows it; it may be a pod of a former scheduler."""
@@ -34,4 +40,5 @@ class Places:
     def gone(self, pod_id: str) -> None:
         """It has ended."""
         self._told.discard(pod_id)
+        self.from_snapshot.discard(pod_id)
         self._server.forget_place(pod_id)

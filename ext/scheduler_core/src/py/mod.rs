@@ -19,7 +19,7 @@ use crate::pod::{self, Event, State};
 use crate::queue::TicketId;
 use crate::shared::{Shared, Timed};
 pub use effects::effect_dict;
-use effects::{alloc_dict, key_dict};
+use effects::{alloc_dict, key_dict, news_dict};
 use facts::{Reader, parse_fact};
 
 /// Adds this crate's classes to the extension module.
@@ -145,6 +145,7 @@ impl SchedulerCore {
                 let start = match g.start {
                     StartKind::Warm => intern!(py, "warm"),
                     StartKind::Resume => intern!(py, "resume"),
+                    StartKind::Snapshot => intern!(py, "snapshot"),
                     StartKind::Cold => intern!(py, "cold"),
                 };
                 (intern!(py, "leased"), g.lease.0, g.pod_id, g.slots, start).into_pyobject(py)
@@ -275,6 +276,15 @@ impl SchedulerCore {
         Ok(effects)
     }
 
+    fn snapshot_news<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        let changed = self.core()?.snapshot_news();
+        for news in changed {
+            list.append(news_dict(py, &news)?)?;
+        }
+        Ok(list)
+    }
+
     fn check(&self, now_ms: u64) -> PyResult<()> {
         self.core()?.check(now_ms);
         Ok(())
@@ -315,7 +325,13 @@ impl SchedulerCore {
             pods.set_item(state.name(), count)?;
         }
         dict.set_item("pods", pods)?;
+        let tasks = PyDict::new(py);
+        for (state, count) in stats.snapshot_tasks {
+            tasks.set_item(state.name(), count)?;
+        }
+        dict.set_item("snapshot_tasks", tasks)?;
         let counters = stats.counters;
+        dict.set_item("snapshots_failed", counters.snapshots_failed)?;
         dict.set_item("starts_cold", counters.starts_cold)?;
         dict.set_item("starts_resume", counters.starts_resume)?;
         dict.set_item("starts_failed", counters.starts_failed)?;
