@@ -458,6 +458,11 @@ class Proxy:
         cold.
         """
 
+    def hold_leases(self, seconds: float) -> None:
+        """The scheduler was heard: leases may be used for so long from now. After that calls wait,
+        and no worker is given one, until this is called again; before its first call there is no
+        end."""
+
     def remove_worker(self, lease_id: int) -> bool:
         """Take a worker out of rotation. Its calls in flight go on; `worker_idle` comes after the
         last of them. False when it was not in."""

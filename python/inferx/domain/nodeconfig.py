@@ -128,7 +128,8 @@ class NodeConfig:
     gateway_port: int = 4000
     metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
-    leader_lease_ms: int = 2000
+    leader_lease_ms: int = 1500
+    advertised_addr: str = ""
     crash_after_writes: int = 0  # for tests: see store/crashpoint.py
     listen_fd: int = 0  # the gateway's socket, when its supervisor keeps it; 0 = none
     stopping_fd: int = 0  # where the gateway tells its supervisor that it stops; 0 = nowhere
@@ -153,6 +154,12 @@ class NodeConfig:
     sharemem: ShareMemConfig = field(default_factory=ShareMemConfig)
     admin_apikey: Secret = field(default_factory=Secret)
     warnings: tuple[str, ...] = ()
+
+
+def _advertised(fields: Fields) -> str:
+    """Where others reach the scheduler, when not at hostIp and its port (a port mapping)."""
+    text = fields.string("advertisedAddr", "")
+    return address(text, "advertisedAddr") if text else ""
 
 
 def read_config(document: dict[str, Any]) -> NodeConfig:
@@ -180,8 +187,9 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         crash_after_writes=fields.integer("crashAfterWrites_", 0),
         listen_fd=fields.integer("listenFd_", 0),
         stopping_fd=fields.integer("stoppingFd_", 0),
+        advertised_addr=_advertised(fields),
         leader_lease_ms=fields.integer(
-            "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
+            "leaderLeaseMs", 1500, low=1000, high=60_000, unit="milliseconds"
         ),
         scheduler_addr=address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
