@@ -94,9 +94,9 @@ class Ladder:
             with contextlib.suppress(Unavailable):  # it may fit into the pinned pool
                 await self._snapshots.make_room(needed_bytes)
 
-    def wants_snapshot(self, subject: Subject) -> bool:
+    def wants_snapshot(self, subject: Subject, permitted: bool | None) -> bool:
         """Whether the pod's worker should be saved before it serves."""
-        return self._snapshots is not None and self._snapshots.wants(subject)
+        return self._snapshots is not None and self._snapshots.wants(subject, permitted)
 
     async def save(self, subject: Subject, worker: Worker, gpu: GpuSide, *, must: bool) -> None:
         """Save the worker; with `must`, or when it cannot serve any more, a failure is raised."""
