@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from html import unescape
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,11 @@ class Keycloak:
 
     def approve(self, address: str, code: str) -> None:
         """What the user does in a browser: enters the code, logs in, and agrees."""
-        with httpx.Client(timeout=60.0, trust_env=False, follow_redirects=True) as browser:
+        # Keycloak's cookies are for secure places, which the loopback is for a browser.
+        jar = CookieJar(DefaultCookiePolicy(secure_protocols=("https", "http")))
+        with httpx.Client(
+            timeout=60.0, trust_env=False, follow_redirects=True, cookies=jar
+        ) as browser:
             page = browser.get(address, params={"user_code": code})
             page = browser.post(_form(page), data={
                 "username": USER, "password": self.password, "credentialId": "",

@@ -126,6 +126,7 @@ async def test_login_by_device(keycloak: Keycloak, up: Platform) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inferx.cli.login.click.echo", echo)
+        patch.setattr("inferx.cli.login.WAIT_S_MAX", 120.0)
         logging_in = asyncio.create_task(
             asyncio.to_thread(lambda: CliRunner().invoke(main, ["login", *server]))
         )
