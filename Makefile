@@ -119,6 +119,11 @@ chaos: build ## break a real cluster N times under load and judge what happened;
 	scripts/test-deps
 	$(PY) -m tests.chaos.run -n $(N) --seed $(SEED)
 
+.PHONY: bench-failover
+bench-failover: build ## kill leaders under load, then nodes: how long clients wait; ARGS=...
+	scripts/test-deps
+	$(PY) -m tests.chaos.failover $(ARGS)
+
 .PHONY: bench-manners
 bench-manners: build ## how the data plane behaves: clients that leave or stall, a held lock, parked calls
 	$(PY) bench/manners.py

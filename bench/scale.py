@@ -21,7 +21,7 @@ import httpx
 from bench.lease import service
 from inferx.agent.register import LEASE_MS
 from inferx.domain import codec
-from inferx.errors import InferxError, Unavailable
+from inferx.errors import InferxError
 from inferx.rpc import client, convert, ixmeta_pb2, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.store.presence import Presence, State
@@ -142,8 +142,9 @@ class Scale:
             )  # fmt: skip
             try:
                 await client.call(_scheduler(scheduler).LeaseWorker, request, 20.0)
-            except (Unavailable, InferxError):
-                assert time.monotonic() < deadline, "no lease"
+            except InferxError as error:
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"no lease of the last function: {error}") from error
                 await asyncio.sleep(0.1)
                 continue
             break

@@ -135,6 +135,12 @@ class SoftDevice(Gpu):
         `lock-timeout`, `process-failed`, `flip-bit:N`, `short-copy:N`, `hang:N`, `wrong-device`.
         """
 
+    def adopt(self, descriptor: int, mib: int) -> int:
+        """Takes over exported memory that another process kept; the caller closes its descriptor.
+
+        `MemoryError` when it does not fit, `ValueError` when it is of another size.
+        """
+
     def process_start(self, pid: int, mib: int) -> None:
         """A process starts to use the device with `mib` of its own memory."""
 
@@ -451,6 +457,11 @@ class Proxy:
         `lease_id` is the caller's handle, never used twice; `start` is warm, resume, snapshot or
         cold.
         """
+
+    def hold_leases(self, seconds: float) -> None:
+        """The scheduler was heard: leases may be used for so long from now. After that calls wait,
+        and no worker is given one, until this is called again; before its first call there is no
+        end."""
 
     def remove_worker(self, lease_id: int) -> bool:
         """Take a worker out of rotation. Its calls in flight go on; `worker_idle` comes after the

@@ -107,3 +107,22 @@ def catches(pid: int, number: int) -> bool:
         return False
     mask = next((line for line in text.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
     return bool(int(mask.split()[1], 16) & (1 << (number - 1)))
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it has started, as far as their parents still live."""
+    children: dict[int, list[int]] = {}
+    for entry in PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            text = (entry / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parent = int(text[text.rindex(")") + 2 :].split()[1])
+        children.setdefault(parent, []).append(int(entry.name))
+    found, rest = [], [pid]
+    while rest:
+        found.append(one := rest.pop())
+        rest += children.get(one, [])
+    return sorted(found)

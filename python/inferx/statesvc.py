@@ -5,6 +5,7 @@ Must never keep state of its own; every answer comes from the store.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -27,10 +28,11 @@ from inferx.errors import (
 from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
 from inferx.rpc.server import Server, serve, set_warnings
 from inferx.store import open_store
+from inferx.store.beats import Beats
 from inferx.store.crashpoint import CrashPoint, crashing
 from inferx.store.migrate import migrate
 from inferx.store.objects import ObjectStore
-from inferx.store.protocol import At, Empty, Guard, GuardFailed, Put, Quiet, Store
+from inferx.store.protocol import At, Empty, Guard, GuardFailed, Put, Quiet
 from inferx.store.select import Selector
 
 VERSION = "inferx-statesvc/0.1"
@@ -256,8 +258,8 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
 class LeaseService(ixmeta_pb2_grpc.IxLeaseServiceServicer):
     """IxLeaseService over a store: what keeps the objects of living processes."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, beats: Beats) -> None:
+        self._beats = beats
 
     async def Grant(
         self, request: ixmeta_pb2.GrantLeaseRequest, context: Any
@@ -265,23 +267,20 @@ class LeaseService(ixmeta_pb2_grpc.IxLeaseServiceServicer):
         """A new lease."""
         if not LEASE_MS_MIN <= request.ttl_ms <= LEASE_MS_MAX:
             raise BadRequest(f"ttl_ms: {request.ttl_ms} is not {LEASE_MS_MIN} to {LEASE_MS_MAX}")
-        lease = await self._store.grant(request.ttl_ms / 1000)
-        # etcd rounds: what the store says it is counts.
-        ttl_s = await self._store.keep_alive(lease)
-        return ixmeta_pb2.GrantLeaseResponse(lease=lease, ttl_ms=int(ttl_s * 1000))
+        lease, ttl_ms = await self._beats.grant(request.ttl_ms)
+        return ixmeta_pb2.GrantLeaseResponse(lease=lease, ttl_ms=ttl_ms)
 
     async def Keep(
         self, request: ixmeta_pb2.KeepLeaseRequest, context: Any
     ) -> ixmeta_pb2.KeepLeaseResponse:
         """Renew; `NotFound` when it has ended."""
-        ttl_s = await self._store.keep_alive(request.lease)
-        return ixmeta_pb2.KeepLeaseResponse(ttl_ms=int(ttl_s * 1000))
+        return ixmeta_pb2.KeepLeaseResponse(ttl_ms=await self._beats.keep(request.lease))
 
     async def End(
         self, request: ixmeta_pb2.EndLeaseRequest, context: Any
     ) -> ixmeta_pb2.EndLeaseResponse:
         """End it now, with the objects under it."""
-        await self._store.revoke(request.lease)
+        await self._beats.end(request.lease)
         return ixmeta_pb2.EndLeaseResponse()
 
 
@@ -325,8 +324,9 @@ def _check_list(request: ixmeta_pb2.ListRequestMessage) -> Selector:
 class Running:
     """A started state service; `port` is where it listens."""
 
-    def __init__(self, objects: ObjectStore, server: Server) -> None:
+    def __init__(self, objects: ObjectStore, server: Server, beats: Beats) -> None:
         self._objects = objects
+        self._beating = asyncio.create_task(beats.run(), name="beats")
         self._server = server
         self.port = server.port
 
@@ -338,16 +338,20 @@ class Running:
     async def stop(self, grace_s: float = 2.0) -> None:
         """Drain the calls, then close the store."""
         await self._server.stop(grace_s)
+        self._beating.cancel()
+        await asyncio.gather(self._beating, return_exceptions=True)
         await self._objects.store.close()
 
 
 async def start(config: NodeConfig) -> Running:
     """Open the configured store and serve it."""
-    store = crashing(await open_store(config), CrashPoint(config.crash_after_writes))
+    store = await open_store(config)
+    beats = Beats(store, config.etcd.prefix)
+    store = crashing(store, CrashPoint(config.crash_after_writes))
     objects = ObjectStore(store, config.etcd.prefix)
     try:
         await migrate(store, config.etcd.prefix)
-        service, leases = StateService(objects), LeaseService(store)
+        service, leases = StateService(objects), LeaseService(beats)
         await service.bootstrap()
         add: Any = ixmeta_pb2_grpc.add_IxMetaServiceServicer_to_server
         add_leases: Any = ixmeta_pb2_grpc.add_IxLeaseServiceServicer_to_server
@@ -361,4 +365,4 @@ async def start(config: NodeConfig) -> Running:
     except BaseException:
         await store.close()
         raise
-    return Running(objects, server)
+    return Running(objects, server, beats)

@@ -6,6 +6,7 @@ Must never excuse what a fault does not explain.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from tests.chaos.cluster import FUNCTIONS
 from tests.chaos.load import Call
-from tests.chaos.nemesis import Fault
+from tests.chaos.nemesis import UPGRADE, Fault
 
 # Refusals that a client may repeat: nothing of the answer was sent, and the code says why.
 RETRIABLE = frozenset(
@@ -66,6 +67,11 @@ class Checker:
         self._calls = calls
         self._executions = executions
         self._killed = killed
+        # When calls began that got an answer, by gateway and in order.
+        self._answered: dict[str, list[float]] = defaultdict(list)
+        for call in sorted(calls, key=lambda call: call.begun):
+            if call.status > 0:
+                self._answered[call.gateway].append(call.begun)
 
     def judge_calls(self) -> tuple[int, int]:
         """I3. Calls that are lost, and calls that were executed twice."""
@@ -91,15 +97,39 @@ class Checker:
     def _gateway_died(self, call: Call) -> bool:
         """A killed gateway says nothing; the broken connection is the client's error. Between its
         death and the first call that it let in again, nobody is there to accept one."""
+        answered = self._answered[call.gateway]
         for at in self._killed.get(call.gateway, ()):
-            let_in = (
-                other.begun
-                for other in self._calls
-                if other.gateway == call.gateway and other.status > 0 and other.begun > at
-            )
-            if at <= call.ended and call.begun <= min(let_in, default=call.begun):
+            after = bisect_right(answered, at)
+            let_in = answered[after] if after < len(answered) else call.begun
+            if at <= call.ended and call.begun <= let_in:
                 return True
         return False
+
+    def judge_upgrades(self, faults: Iterable[Fault]) -> int:
+        """Calls that failed, with whatever error, while services were upgraded in order."""
+        failed = [
+            call
+            for fault in faults
+            if fault.kind == UPGRADE
+            for call in self._calls
+            if fault.begun <= call.begun <= fault.ended and call.status != 200
+        ]
+        self.problems += [f"failed during a rolling upgrade: {call}" for call in failed]
+        return len(failed)
+
+    def judge_audit(self, rows: Counter[str], counted: int) -> int:
+        """I6. Finished calls without a row, beyond the rows that the audit itself says are lost."""
+        finished = [call.call for call in self._calls if call.status > 0]
+        missing = [call for call in finished if rows[call] == 0]
+        if len(missing) > counted:
+            self.problems.append(
+                f"I6 {len(missing)} finished calls have no audit row, {counted} are counted as "
+                f"lost: {missing[:10]}"
+            )
+        self.problems += [
+            f"I6 {rows[call]} audit rows of {call}" for call in rows if rows[call] > 1
+        ]
+        return len(missing)
 
     def judge_slots(self) -> int:
         """I2. Moments at which a pod ran more calls than its slots allow."""

@@ -23,9 +23,12 @@ from tests.chaos.processes import ROOT, Node, Service, SmallDisk
 from tests.chaos.tcp_proxy import TcpProxy
 from tests.cluster.etcd_server import EtcdServer
 from tests.helpers.gateway_kit import free_ports
+from tests.helpers.postgres_server import Postgres
 
 WORKER = ROOT / "tests" / "chaos" / "worker.py"
 START_S = 90.0
+LEADER_KEY = "/registry/scheduler/system/system/scheduler"
+PORTS = {"statesvc": "statSvcPort", "scheduler": "schedulerPort", "nodeagent": "podMgrPort"}
 FUNCTIONS = {
     # name -> (calls that one worker may run at once, its replicas)
     "solo": (1, 1), "pair": (2, 1), "wide": (4, 2), "many": (1, 3),
@@ -40,6 +43,7 @@ class Cluster:
         self._replicas = replicas
         self.folder = folder
         self.etcd: EtcdServer
+        self.postgres = Postgres()
         self.services: dict[str, Service] = {}
         self.nodes = [Node(number, os.getpid() % 10_000) for number in range(nodes)]
         # Who is cut off by which proxies: (from, to) -> the proxies on the way.
@@ -56,6 +60,7 @@ class Cluster:
         """Start everything and wait until each function answers through each gateway."""
         (self.folder / "executions").mkdir()
         (self.folder / "etcd").mkdir()
+        await asyncio.to_thread(self.postgres.start)
         self.etcd = await asyncio.to_thread(EtcdServer, self.folder / "etcd")
         for node in self.nodes:
             node.make()
@@ -66,10 +71,16 @@ class Cluster:
             self._add(f"statesvc{number}", "statesvc", document)
         self._state_ports = state_ports
         for number, port in enumerate(scheduler_ports):
-            await self._add_follower(f"scheduler{number}", "scheduler", {"schedulerPort": port})
+            name = f"scheduler{number}"
+            way = await self._way("gateways", name, port)
+            extra = {"schedulerPort": port, "advertisedAddr": f"127.0.0.1:{way}"}
+            await self._add_follower(name, "scheduler", extra)
         for number in range(self._replicas):
             (port,) = free_ports(1)
-            extra = {"gatewayPort": port, "schedulerAddr": f"127.0.0.1:{scheduler_ports[0]}"}
+            extra = {
+                "gatewayPort": port, "schedulerAddr": f"127.0.0.1:{scheduler_ports[0]}",
+                "auditdbAddr": self.postgres.url,
+            }  # fmt: skip
             await self._add_follower(f"gateway{number}", "gateway", extra)
             self.gateways[f"gateway{number}"] = f"http://127.0.0.1:{port}"
         for node in self.nodes:
@@ -162,7 +173,7 @@ class Cluster:
 
             async def up(service: Service = service) -> bool:
                 service.start()
-                return await _accepts(service.document[f"{kind}Port"])
+                return await _accepts(service.document["hostIp"], service.document[PORTS[kind]])
 
             await self.eventually(up, f"{service.name} listens")
 
@@ -185,6 +196,7 @@ class Cluster:
         for proxy in self._proxies:
             await proxy.stop()
         await asyncio.to_thread(self.etcd.kill)
+        await asyncio.to_thread(self.postgres.remove)
         for node in self.nodes:
             node.remove()
         for disk in self.disks.values():
@@ -195,6 +207,18 @@ class Cluster:
     async def store(self) -> EtcdStore:
         """A connection to etcd that no proxy cuts."""
         return await EtcdStore.open([self.etcd.address], EtcdConfig())
+
+    async def leader(self) -> tuple[Service, Service]:
+        """The leading scheduler and the other one."""
+        store = await self.store()
+        try:
+            entry = await store.get(LEADER_KEY)
+        finally:
+            await store.close()
+        first, second = self.of("scheduler")
+        address = second.document["advertisedAddr"]
+        leads_second = entry is not None and f'"{address}"'.encode() in entry.value
+        return (second, first) if leads_second else (first, second)
 
     async def shown(self, node: Node, kind: str) -> list[Object[Any]]:
         """Objects as an agent shows them, [] when it cannot be asked."""
@@ -210,9 +234,9 @@ class Cluster:
             await channel.close(None)
 
 
-async def _accepts(port: int) -> bool:
+async def _accepts(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await asyncio.open_connection(host, port)
     except OSError:
         return False
     writer.close()

@@ -73,7 +73,7 @@ class Load:
         status, code = 0, ""
         try:
             # As inference calls are: not to be repeated by anybody on the way.
-            answer = await http.post(url, content=b'{"input": 1}')
+            answer = await http.post(url, content=b'{"input": 1}', headers={"X-Request-Id": call})
             status = answer.status_code
             if status != 200:
                 code = _code(answer)

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inferx.store.protocol import Put
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import PORTS, Cluster
 from tests.chaos.processes import Service, workers
 
 PAUSE_S = 4.0  # past the leader's lease of two seconds
+FREEZE_S = 11.0  # past the ten seconds of a gateway's leases
+UPGRADE = "rolling_upgrade"
 RECOVERY_S = 60.0
 
 
@@ -60,6 +62,10 @@ class Nemesis:
             "cut_scheduler_from_state": lambda: self._cut("scheduler", ("statesvc0", "statesvc1")),
             "cut_gateway_from_state": lambda: self._cut("gateway", ("statesvc0", "statesvc1")),
             "slow_etcd": self._slow,
+            "pause_gateway": self._pause_gateway,
+            "cut_gateways_from_leader": self._cut_leader,
+            "kill_postgres": self._kill_postgres,
+            UPGRADE: self._upgrade,
         }
 
     async def run(self, count: int) -> None:
@@ -95,31 +101,19 @@ class Nemesis:
 
     # ---- kinds ----
 
-    async def _leader(self) -> tuple[Service, Service]:
-        """The leading scheduler and the other one."""
-        store = await self._cluster.store()
-        try:
-            entry = await store.get("/registry/scheduler/system/system/scheduler")
-        finally:
-            await store.close()
-        first, second = self._cluster.of("scheduler")
-        port = second.document["schedulerPort"]
-        leads_second = entry is not None and f':{port}"'.encode() in entry.value
-        return (second, first) if leads_second else (first, second)
-
     async def _kill(self, service: Service) -> str:
         service.kill()
         await asyncio.sleep(self._random.uniform(0.2, 1.0))
         return service.name
 
     async def _kill_leader(self) -> str:
-        leader, _ = await self._leader()
+        leader, _ = await self._cluster.leader()
         name = await self._kill(leader)
         await asyncio.sleep(3.0)  # the standby leads before its predecessor is back
         return name
 
     async def _kill_standby(self) -> str:
-        return await self._kill((await self._leader())[1])
+        return await self._kill((await self._cluster.leader())[1])
 
     async def _kill_one(self, kind: str) -> str:
         service = self._random.choice(self._cluster.of(kind))
@@ -128,12 +122,41 @@ class Nemesis:
         return await self._kill(service)
 
     async def _pause_leader(self) -> str:
-        leader, _ = await self._leader()
+        leader, _ = await self._cluster.leader()
         leader.send(signal.SIGSTOP)
         await asyncio.sleep(PAUSE_S)
         leader.send(signal.SIGCONT)
         await asyncio.sleep(0.5)
         return leader.name
+
+    async def _pause_gateway(self) -> str:
+        """It wakes up with leases that others have by then, and with calls that wait for it."""
+        gateway = self._random.choice(self._cluster.of("gateway"))
+        gateway.send(signal.SIGSTOP)
+        await asyncio.sleep(FREEZE_S)
+        gateway.send(signal.SIGCONT)
+        return gateway.name
+
+    async def _cut_leader(self) -> str:
+        """No gateway reaches the leader, which goes on leading; at times past their leases."""
+        leader, _ = await self._cluster.leader()
+        return await self._cut_ways([("gateways", leader.name)], leader.name, 12.0)
+
+    async def _kill_postgres(self) -> str:
+        await asyncio.to_thread(self._cluster.postgres.stop)
+        await asyncio.sleep(self._random.uniform(0.5, 4.0))
+        await asyncio.to_thread(self._cluster.postgres.start)
+        return "postgres"
+
+    async def _upgrade(self) -> str:
+        """Each service of a kind is ended in order and started anew, one after the other; the
+        checker takes no failed call for that."""
+        kind = self._random.choice(sorted(PORTS))
+        for service in self._cluster.of(kind):
+            await service.stop()
+            service.start()
+            await self._cluster.listens(kind)
+        return kind
 
     async def _node_death(self) -> str:
         """The agent and all its workers at once, as when a machine loses power."""
@@ -189,13 +212,16 @@ class Nemesis:
 
     async def _cut(self, kind: str, others: tuple[str, ...]) -> str:
         service = self._random.choice(self._cluster.of(kind))
-        proxies = [p for other in others for p in self._cluster.ways[service.name, other]]
+        return await self._cut_ways([(service.name, other) for other in others], service.name, 5.0)
+
+    async def _cut_ways(self, ways: list[tuple[str, str]], name: str, longest_s: float) -> str:
+        proxies = [proxy for way in ways for proxy in self._cluster.ways[way]]
         for proxy in proxies:
             proxy.cut()
-        await asyncio.sleep(self._random.uniform(1.0, 5.0))
+        await asyncio.sleep(self._random.uniform(1.0, longest_s))
         for proxy in proxies:
             proxy.heal()
-        return service.name
+        return name
 
     async def _cut_node(self) -> str:
         node = self._random.choice(self._cluster.nodes)

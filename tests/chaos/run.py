@@ -12,11 +12,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.agreement import SETTLE_S, Agreement
+from tests.chaos.audited import audited
 from tests.chaos.checker import Checker, percentile, read_executions
 from tests.chaos.cluster import Cluster
 from tests.chaos.load import Load
@@ -53,7 +55,8 @@ class Run:
                 await self._load.stop()
                 await self._watch.stop()
             leaks = await self._end()
-            self._judge(leaks, time.monotonic() - begun)
+            rows, counted = await audited(self._cluster.postgres.url, self._load.calls)
+            self._judge(leaks, rows, counted, time.monotonic() - begun)
         finally:
             await self._cluster.stop()
 
@@ -64,7 +67,7 @@ class Run:
         await self._cluster.undeploy()
         return leaks + await agreement.until_none(agreement.leftovers, self._settle_s)
 
-    def _judge(self, leaks: list[str], seconds: float) -> None:
+    def _judge(self, leaks: list[str], rows: Counter[str], counted: int, seconds: float) -> None:
         killed = {name: s.killed_at for name, s in self._cluster.services.items()}
         folder = self._cluster.folder / "executions"
         calls = [asdict(call) for call in self._load.calls]
@@ -73,6 +76,8 @@ class Run:
         checker = Checker(self._load.calls, read_executions(folder), killed)
         lost, duplicated = checker.judge_calls()
         double = checker.judge_slots()
+        upgrades = checker.judge_upgrades(self._nemesis.faults)
+        unaudited = checker.judge_audit(rows, counted)
         added = checker.added_latency_ms(self._nemesis.faults)
         recovered = [fault.recovered_s * 1000 for fault in self._nemesis.faults]
         self.problems = [*checker.problems, *self._watch.problems, *leaks]
@@ -88,6 +93,10 @@ class Run:
             "duplicated": duplicated,
             "double_leases": double,
             "leaks": len(leaks),
+            "failed_in_upgrades": upgrades,
+            "audit_rows": sum(rows.values()),
+            "audit_missing": unaudited,
+            "audit_counted_lost": counted,
             "store_and_memory_problems": len(self._watch.problems),
             "leaders": self._watch.leaders,
             "failover_p50_ms": round(percentile(added, 0.5)),

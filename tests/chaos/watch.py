@@ -11,9 +11,8 @@ import json
 from inferx.errors import Compacted, InferxError, Unavailable
 from inferx.scheduler.intents import EPOCH_ANNOTATION
 from inferx.store.protocol import Event
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import LEADER_KEY, Cluster
 
-_LEADER = "/registry/scheduler/system/system/scheduler"
 _PODS = "/registry/pod/"
 LOOK_EVERY_S = 0.5
 
@@ -52,7 +51,7 @@ class Watch:
                 await asyncio.sleep(0.1)
                 continue
             try:
-                entry = await store.get(_LEADER)
+                entry = await store.get(LEADER_KEY)
                 self._epoch = 0 if entry is None else entry.create_revision
                 _, revision = await store.scan(_PODS)
                 async for events in store.watch("/registry/", revision):
@@ -64,7 +63,7 @@ class Watch:
                 await store.close()
 
     def _event(self, event: Event) -> None:
-        if event.key == _LEADER:
+        if event.key == LEADER_KEY:
             self._epoch = 0 if event.entry is None else event.entry.create_revision
             self.leaders += self._epoch > 0
             if event.entry is not None and event.entry.create_revision != event.revision:

@@ -6,8 +6,10 @@ Must never outlive its purpose: it serves until it is told to end, and needs not
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,9 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 
+from inferx import worker
+
 MODE = sys.argv[1] if len(sys.argv) > 1 else "ok"
 KEPT: list[bytearray] = []
 CALLS: list[int] = []
+EVENTS: list[str] = []
+REGIONS: list[worker.Region] = []
 ARGUMENT = sys.argv[2] if len(sys.argv) > 2 else ""
 
 
@@ -34,6 +40,15 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/count":
             CALLS.append(1)
             self.answer(200, {"count": len(CALLS)})
+        elif self.path == "/vram":
+            digests = {
+                region.name: hashlib.blake2b(region.memory).hexdigest() for region in REGIONS
+            }
+            self.answer(200, {"digests": digests, "events": EVENTS})
+        elif self.path == "/is_sleeping" and MODE == "sleepy":
+            self.answer(200, {"is_sleeping": bool(EVENTS and EVENTS[-1].startswith("/sleep"))})
+        elif self.path == "/events":
+            self.answer(200, {"events": EVENTS})
         elif self.path == "/file":
             self.answer(200, {"content": Path(ARGUMENT).read_text()})
         elif self.path == "/eat":
@@ -47,6 +62,10 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"mode": MODE, "pid": os.getpid()})
 
     def do_POST(self) -> None:
+        if MODE == "sleepy" and self.path.startswith(("/sleep", "/wake_up")):
+            EVENTS.append(self.path)
+            self.answer(500 if ARGUMENT and self.path.startswith(ARGUMENT) else 200, {})
+            return
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
         if MODE == "prompt" and type(body.get("max_tokens")) is not int:
             self.answer(400, {"error": f"max_tokens is {body.get('max_tokens')!r}"})
@@ -74,6 +93,24 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "worker", int(self.server_address[1])
 
 
+def use_gpu(seed: int) -> None:
+    """Weights with a content of their own, a cache that need not be kept, and hooks that tell;
+    with the mode `hooks` only those, and a first pause that fails."""
+
+    def quiesce(why: str) -> None:
+        EVENTS.append(f"quiesce {why}")
+        if MODE == "hooks" and len(EVENTS) == 1:
+            raise RuntimeError("not now")
+
+    worker.on_pause(quiesce, lambda why: EVENTS.append(f"resume {why}"))
+    if MODE == "vram":
+        for name, mib in (("weights", 16), ("more", 2)):
+            region = worker.allocate(name, mib)
+            region.memory[:] = random.Random(f"{seed} {name}").randbytes(mib << 20)
+            REGIONS.append(region)
+        REGIONS.append(worker.allocate("cache", 4, saved=False))
+
+
 def main() -> None:
     print(f"model server {MODE} pid {os.getpid()} port {os.environ['PORT']}", flush=True)
     if MODE == "exit":
@@ -93,6 +130,10 @@ def main() -> None:
             sys.exit("this kernel gives no io_uring")
     if MODE == "ballast":
         KEPT.append(bytearray(os.urandom(int(ARGUMENT) << 20)))
+    if MODE == "greedy":
+        worker.allocate("everything", 1 << 20)
+    if MODE in ("vram", "hooks"):
+        use_gpu(int(ARGUMENT or 0))
     if MODE == "write-file":
         Path(ARGUMENT).write_text("written at the start")
     if MODE == "slow":

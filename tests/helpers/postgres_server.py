@@ -84,6 +84,10 @@ class Postgres:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Stop it, if it runs, and remove its folder."""
         if (self._data / "postmaster.pid").exists():
             self.stop()
         shutil.rmtree(self.folder)

@@ -362,3 +362,18 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
             other.start()
         with pytest.raises(ValueError, match="option"):
             Proxy("127.0.0.1", 0, tmp_path / "x.sock", no_such=1)  # type: ignore[call-arg]
+
+
+async def test_a_lease_that_may_be_over_takes_no_call_until_the_scheduler_is_heard(
+    rig: Rig,
+) -> None:
+    rig.function()
+    async with RawWorker(echo) as worker:
+        rig.add(worker.port, slots=4)
+        assert (await rig.call()).status == 200
+        rig.proxy.hold_leases(0.0)
+        waiting = asyncio.create_task(rig.call())
+        await rig.gauge("parked", 1)
+        rig.proxy.hold_leases(60.0)
+        assert (await waiting).status == 200
+        assert (await rig.call()).status == 200

@@ -15,7 +15,8 @@ import pytest
 from inferx._ext import HostPool, SnapshotStore, SoftDevice
 from inferx.agent.blob import BlobStore, open_blob_store
 from inferx.agent.tiers.accountant import Accountant, Cost, Tier
-from inferx.agent.tiers.memory import GpuMemory, Region
+from inferx.agent.tiers.kept import Region
+from inferx.agent.tiers.memory import GpuMemory
 from inferx.domain.nodeconfig import BlobConfig
 from inferx.errors import NoCapacity, NotFound, Unavailable
 from tests.helpers.vram_worker import VramWorker
@@ -56,7 +57,7 @@ class Node:
 
     async def back(self, id: str) -> bytes:
         """Restores, reads and frees."""
-        regions = dict(await self.memory.restore(id, self.gpu))
+        regions = (await self.memory.restore(id, self.gpu)).regions
         data = self.content(regions)
         for region in regions.values():
             self.gpu.free(region.handle)
@@ -94,7 +95,7 @@ async def test_a_parked_worker_has_no_gpu_and_a_resumed_one_all_of_its_memory(
         with pytest.raises(NoCapacity):
             await node.memory.restore("pod", node.gpu)
         node.gpu.free(other)
-        regions = await node.memory.restore("pod", node.gpu)
+        regions = (await node.memory.restore("pod", node.gpu)).regions
         worker.map(node.gpu.export(regions["vram"].handle))
         assert worker.digest() == written
     finally:
@@ -218,7 +219,7 @@ async def test_a_thousand_cycles_leave_nothing_behind(make: Callable[..., Node])
         if cycle == 100:
             descriptors, resident_mib = held()
         await node.memory.save("pod", node.gpu, regions, WHO)
-        regions = dict(await node.memory.restore("pod", node.gpu))
+        regions = dict((await node.memory.restore("pod", node.gpu)).regions)
     assert node.content(regions)[:4] == b"abcd"
     now, now_mib = held()
     assert now <= descriptors + 2

@@ -8,7 +8,7 @@ use crate::pipeline::{
 };
 use crate::{Error, Result};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -65,6 +65,11 @@ impl HeldGpu {
         let held = locked(&self.held);
         self.gpu
             .export(held.get(&handle).ok_or_else(|| unknown(handle))?)
+    }
+
+    /// Takes over exported memory of `len` bytes that another process kept.
+    pub fn import(&self, fd: BorrowedFd<'_>, len: u64) -> Result<u64> {
+        Ok(self.hold(self.gpu.import(fd, len)?))
     }
 
     fn hold(&self, phys: Phys) -> u64 {

@@ -1,6 +1,7 @@
 //! Who may call which worker now: each function's queue of parked calls and slots of workers.
 //! Must never touch a socket, and never hand out a slot that is not given back exactly once.
 
+mod fence;
 mod slot;
 mod workers;
 
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+pub(crate) use self::fence::Fence;
 pub(crate) use self::slot::{Admission, Place, Slot, Waiter};
 use crate::definition::Definition;
 use crate::events::{Event, Outbox};
@@ -24,6 +26,7 @@ pub(crate) struct Hub {
     pub outbox: Outbox,
     pub parked: AtomicUsize,
     pub parked_max: usize,
+    pub fence: Fence,
 }
 
 /// One worker under one lease.
@@ -211,6 +214,9 @@ impl Function {
         state: &mut State,
         parked_since: Option<Instant>,
     ) -> Option<Slot> {
+        if self.hub.fence.passed() {
+            return None; // the workers may be in other hands by now
+        }
         let at = state.members.iter().rposition(Member::has_room)?;
         let mut member = state.members.remove(at);
         member.active += 1;

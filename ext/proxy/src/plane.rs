@@ -17,7 +17,7 @@ use crate::auth::{AuthTable, Verdict};
 use crate::budget::RetryBudget;
 use crate::config::Config;
 use crate::definition::Definition;
-use crate::dispatch::{Function, Hub, Worker};
+use crate::dispatch::{Fence, Function, Hub, Worker};
 use crate::door::Door;
 use crate::events::{Event, Outbox};
 use crate::limits::{Limits, TenantLimits};
@@ -110,6 +110,7 @@ impl Plane {
             outbox: Outbox::new()?,
             parked: AtomicUsize::new(0),
             parked_max: config.parked_max,
+            fence: Fence::new(),
         });
         let address = Address::Unix(config.control_socket.clone());
         let control = Arc::new(Upstream::new(address, config.pool_idle_timeout));
@@ -268,6 +269,14 @@ impl Plane {
         let function = Arc::downgrade(&function);
         self.spawn(watch_idle(function, lease_id));
         true
+    }
+
+    /// The scheduler was heard: leases may be used for so long from now, and no longer.
+    pub fn hold_leases(&self, time: Duration) {
+        if self.core.hub.fence.hold(time) {
+            let functions: Vec<_> = self.leases().values().filter_map(Weak::upgrade).collect();
+            functions.iter().for_each(Function::resume);
+        }
     }
 
     /// Takes a worker out of rotation; false when it was not in.

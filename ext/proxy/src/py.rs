@@ -208,6 +208,11 @@ impl Proxy {
         Ok(self.plane.add_worker(function, worker))
     }
 
+    fn hold_leases(&self, seconds: f64) {
+        let time = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
+        self.plane.hold_leases(time);
+    }
+
     fn remove_worker(&self, lease_id: u64) -> bool {
         self.plane.remove_worker(lease_id)
     }

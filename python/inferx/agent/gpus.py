@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pynvml  # type: ignore[import-untyped]
 
-from inferx._ext import SoftDevice
+from inferx._ext import CudaDevice, Gpu, SoftDevice
 from inferx.config import SimulatedGpu
 from inferx.errors import ConfigError, NoCapacity
 
@@ -41,6 +41,13 @@ class Device(Protocol):
     @property
     def info(self) -> GpuInfo: ...
 
+    @property
+    def gpu(self) -> Gpu:
+        """The device to copy memory from and to, and to checkpoint processes on.
+
+        Raises DeviceError when its driver cannot be used.
+        """
+
     def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
         """Take memory and return a handle; raises NoCapacity when the device has not that much.
 
@@ -57,6 +64,8 @@ class SimulatedDevice:
     def __init__(self, info: GpuInfo) -> None:
         self.info = info
         self._soft = SoftDevice(info.vram_mb + ROUNDING_SLACK_MB)
+        # What workers keep there, each within the share that it holds of `_soft`.
+        self.gpu: Gpu = SoftDevice(info.vram_mb + ROUNDING_SLACK_MB, index=info.index)
 
     def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
         try:
@@ -74,6 +83,13 @@ class RealDevice:
     def __init__(self, info: GpuInfo) -> None:
         self.info = info
         self._handles = 0
+        self._gpu: Gpu | None = None
+
+    @property
+    def gpu(self) -> Gpu:
+        if self._gpu is None:  # opened when it is needed: that takes memory of the device
+            self._gpu = CudaDevice(self.info.index)
+        return self._gpu
 
     def allocate(self, size_mb: int, *, in_use: bool = False) -> int:
         free_mb = free_memory_mb(self.info.uuid)
@@ -93,6 +109,18 @@ def free_memory_mb(uuid: str) -> int:
     """Memory in MB that the driver reports free on a device right now."""
     memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid))
     return int(memory.free) // MIB
+
+
+def compute_pids(uuids: Sequence[str]) -> set[int]:
+    """Processes that hold one of the devices, by its driver; empty when it does not tell."""
+    found: set[int] = set()
+    for uuid in uuids:
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            found |= {entry.pid for entry in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        except pynvml.NVMLError as error:
+            log.warning("the users of GPU %s are not known: %s", uuid, error)
+    return found
 
 
 def usable_memory_mb(handle: Any) -> int:

@@ -30,6 +30,13 @@ class Subject:
     devices: Sequence[GpuInfo] = ()
 
     @property
+    def names(self) -> dict[str, Any]:
+        """Whose it is, as members of an identity."""
+        tenant, namespace, function = self.function
+        named = {"tenant": tenant, "namespace": namespace, "function": function}
+        return {**named, "revision": self.key.fprevision}
+
+    @property
     def function(self) -> tuple[str, str, str]:
         """Tenant, namespace and name."""
         return (self.key.tenant, self.key.namespace, self.key.funcname)
@@ -40,14 +47,10 @@ def identity_of(subject: Subject, runtime: Mapping[str, Any]) -> dict[str, Any]:
 
     `runtime` are the keys that the runtime adds.
     """
-    key = subject.key
     real = [gpu for gpu in subject.devices if not gpu.simulated]
     driver = _driver(real[0].index) if real else {}
     return {
-        "tenant": key.tenant,
-        "namespace": key.namespace,
-        "function": key.funcname,
-        "revision": key.fprevision,
+        **subject.names,
         # Revisions begin anew with a new store; the spec itself cannot be taken for another.
         "spec": hashlib.sha256(_canonical(subject.funcspec)).hexdigest(),
         "agent": __version__,

@@ -9,10 +9,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from inferx.agent.gpuside import GpuSide, Lost, Saved
 from inferx.agent.identity import Subject
-from inferx.agent.runtimes.protocol import Runtime, Worker, WorkerSpec
+from inferx.agent.runtimes.protocol import Checkpoints, Runtime, Worker, WorkerSpec
 from inferx.agent.snapshots import Snapshots
 from inferx.errors import InferxError
 
@@ -21,10 +23,13 @@ log = logging.getLogger("inferx.agent.pod")
 
 @dataclass(frozen=True)
 class Steps:
-    """What the ladder asks of its pod: `hold` makes a worker the pod's own, `prove` waits for its
-    probe, `drop` ends it and forgets it, `note` says what is going on."""
+    """What the ladder asks of its pod: `load` brings GPU memory back, `hold` makes a worker the
+    pod's own, `wake` lets it go on with that memory, `prove` waits for its probe, `drop` ends it
+    and forgets it, `note` says what is going on."""
 
     hold: Callable[[Worker], Worker]
+    load: Callable[[Saved | None], Coroutine[Any, Any, None]]
+    wake: Callable[[Worker], Coroutine[Any, Any, None]]
     prove: Callable[[Worker], Coroutine[Any, Any, None]]
     drop: Callable[[], Coroutine[Any, Any, None]]
     note: Callable[[str], None]
@@ -47,6 +52,12 @@ class Ladder:
         """What is shown as the pod's reason: the step, and what went wrong on the way to it."""
         return "; ".join(part for part in (what, *self._remarks) if part)
 
+    def remark(self, what: str, error: InferxError) -> None:
+        """Note why a way was not taken."""
+        text = what + error.message.partition("\n")[0]
+        log.warning("pod %s: %s", self._pod_id, text)
+        self._remarks.append(text)
+
     async def restored(self, subject: Subject, spec: WorkerSpec) -> bool:
         """Whether a worker from the function's snapshot runs and has proved itself; otherwise
         nothing is left of it, and the reason is among the remarks.
@@ -59,17 +70,17 @@ class Ladder:
         try:
             image = await snapshots.find(subject)
         except InferxError as error:
-            self._remark("", error)
+            self.remark("", error)
             return False
         if image is None:
             return False
         steps.note("restoring its snapshot")
         try:
-            await steps.prove(steps.hold(await checkpoints.restore(spec, image)))
+            await self._come_back(checkpoints, spec, image, snapshots.memory_of(subject))
         except InferxError as error:
             if steps.ending.is_set():
                 raise
-            self._remark("its snapshot failed: ", error)
+            self.remark("its snapshot failed: ", error)
             await snapshots.failed(subject, error)
             await steps.drop()
             return False
@@ -80,18 +91,29 @@ class Ladder:
         """Whether the pod's worker should be saved before it serves."""
         return self._snapshots is not None and self._snapshots.wants(subject)
 
-    async def save(self, subject: Subject, worker: Worker, *, must: bool) -> None:
-        """Save the worker; with `must`, or when it has ended, a failure is raised."""
+    async def save(self, subject: Subject, worker: Worker, gpu: GpuSide, *, must: bool) -> None:
+        """Save the worker; with `must`, or when it cannot serve any more, a failure is raised."""
         if self._snapshots is None:
             return
         try:
-            await self._snapshots.save(subject, worker)
+            await self._snapshots.save(subject, worker, gpu)
         except InferxError as error:
-            if must or worker.exited.done():
+            if must or worker.exited.done() or isinstance(error, Lost):
                 raise
-            self._remark("no snapshot: ", error)
+            self.remark("no snapshot: ", error)
 
-    def _remark(self, what: str, error: InferxError) -> None:
-        text = what + error.message.partition("\n")[0]
-        log.warning("pod %s: %s", self._pod_id, text)
-        self._remarks.append(text)
+    async def _come_back(
+        self, checkpoints: Checkpoints, spec: WorkerSpec, image: Path, memory: Saved | None
+    ) -> None:
+        """The process and its GPU memory, side by side."""
+        steps = self._steps
+        restored, loaded = await asyncio.gather(
+            checkpoints.restore(spec, image), steps.load(memory), return_exceptions=True
+        )
+        if isinstance(restored, BaseException):
+            raise restored
+        worker = steps.hold(restored)
+        if loaded is not None:
+            raise loaded
+        await steps.wake(worker)
+        await steps.prove(worker)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from inferx.agent.gpus import Device, GpuInfo
+from inferx._ext import Gpu
+from inferx.agent.driver import Driver
+from inferx.agent.gpus import Device, GpuInfo, compute_pids
 from inferx.errors import BadRequest, InvalidState, NoCapacity
 
 
@@ -37,6 +39,16 @@ class Ledger:
     def gpus(self) -> list[GpuInfo]:
         """The devices' descriptions, by number."""
         return [self._devices[index].info for index in sorted(self._devices)]
+
+    def simulated(self, devices: Sequence[int]) -> list[Gpu | None]:
+        """The memory of the given devices; None for those that are real."""
+        found = [self._devices[index] for index in devices]
+        return [device.gpu if device.info.simulated else None for device in found]
+
+    def driver(self, devices: Sequence[int]) -> Driver:
+        """What takes processes off the given real devices; raises DeviceError."""
+        uuids = [self._devices[index].info.uuid for index in devices]
+        return Driver(self._devices[devices[0]].gpu, lambda: compute_pids(uuids))
 
     def used_mb(self, index: int) -> int:
         """MB that pods hold on a device, physically or promised, without those that leave."""

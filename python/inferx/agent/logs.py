@@ -15,6 +15,8 @@ FILE_BYTES_MAX = 1 << 20
 READ_BYTES_MAX = 1 << 20
 CHUNK_BYTES = 64 << 10
 FOLLOW_POLL_S = 0.1
+SHOWN_LINES = 20  # in an error message
+SHOWN_CHARS = 1500
 
 
 class PodLog:
@@ -52,6 +54,11 @@ class PodLog:
         if lines <= 0:
             return text
         return "".join(text.splitlines(keepends=True)[-lines:])
+
+    def last_words(self) -> str:
+        """Its end as a part of an error message."""
+        shown = self.tail(SHOWN_LINES)[-SHOWN_CHARS:].strip()
+        return f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
 
     async def follow(self, lines: int, finished: Callable[[], bool]) -> AsyncIterator[str]:
         """The tail, then what is appended, until `finished` says that no more will come."""

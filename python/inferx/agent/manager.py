@@ -6,6 +6,7 @@ Must never await between judging a request and counting its room.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -28,6 +29,7 @@ from inferx.agent.podstate import TERMINAL
 from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import POD_ID, PodKey, devices_of, parse_alloc, parse_launch
+from inferx.agent.tiers.memory import GpuMemory
 from inferx.agent.view import AgentView
 from inferx.domain.cluster import Alloc
 from inferx.domain.function import FunctionSpec
@@ -55,6 +57,7 @@ class Parts:
     client: httpx.AsyncClient
     grace_s: float = 5.0
     snapshots: Snapshots | None = None
+    memory: GpuMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Manager:
             ledger=parts.ledger,
             client=parts.client,
             report=self._report,
+            memory=parts.memory,
             grace_s=parts.grace_s,
         )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,6 +101,11 @@ class Manager:
     def pods(self) -> list[Pod]:
         """All pods that are shown: the live ones and the last failed ones."""
         return list(self._pods.values())
+
+    @property
+    def memory(self) -> GpuMemory | None:
+        """The tiers that keep workers' GPU memory."""
+        return self._tools.memory
 
     # ---- requests ----
 
@@ -135,6 +144,8 @@ class Manager:
         """Wait until every snapshot that was taken is published, or given up."""
         if self._tools.snapshots is not None:
             await self._tools.snapshots.settled()
+        if self._tools.memory is not None:
+            await self._tools.memory.settled()
 
     async def remove_snapshot(self, funckey: str) -> None:
         """Remove what is kept of a function; nothing there is fine."""
@@ -199,6 +210,7 @@ class Manager:
                     await self._clear(folder, {})
             except InferxError as error:
                 log.error("pod %s cannot be adopted: %s", folder.name, error)
+        await self._clear_memory()
         keeper = Housekeeper(self._folder, self._live_ids, self._forget)
         self._housekeeper = asyncio.create_task(keeper.run(), name="housekeeping")
 
@@ -219,10 +231,22 @@ class Manager:
         for pod in self.pods:
             await pod.let_go()
         await self.settled()
+        if self._tools.memory is not None:
+            await self._tools.memory.close()
         await self._tools.runtime.close()
         os.close(self._lock)
 
     # ---- inside ----
+
+    async def _clear_memory(self) -> None:
+        """Remove the GPU memory of pods that are no more, once the others' is found again."""
+        if self._tools.memory is None:
+            return
+        for pod in self.pods:
+            if pod.state == "Standby":
+                with contextlib.suppress(InferxError):  # its memory is gone, so it has failed
+                    await pod.settled("adopted")
+        await self._tools.memory.forget_others()
 
     def _admit(self, request: CreateRequest) -> Pod:
         """Judge, count and begin; nothing is awaited here, so nobody comes in between."""

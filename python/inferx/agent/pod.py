@@ -16,6 +16,9 @@ from pathlib import Path
 import httpx
 
 from inferx.agent import metrics, records
+from inferx.agent.devices import driver_of, take_when_free
+from inferx.agent.driver import Driver
+from inferx.agent.gpuside import GpuSide, Saved
 from inferx.agent.identity import Subject
 from inferx.agent.ladder import Ladder, Steps
 from inferx.agent.ledger import Ledger
@@ -26,6 +29,8 @@ from inferx.agent.requests import Request, Requests
 from inferx.agent.runtimes.protocol import Exit, Runtime, Worker, WorkerSpec
 from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey, devices_of, parse_alloc, parse_launch, sample_of
+from inferx.agent.tiers.memory import GpuMemory
+from inferx.agent.vram import Vram
 from inferx.domain import cluster
 from inferx.errors import InferxError, InvalidState, NoCapacity, StartFailed
 
@@ -33,11 +38,7 @@ log = logging.getLogger("inferx.agent.pod")
 
 RESUME_TIMEOUT_S = 30.0
 CLEANUP_GRACE_S = 1.0
-DRIVER_FREES_WITHIN_S = 10.0
-DRIVER_POLL_S = 0.1
 SERVING = ("Ready", "Idle")  # Idle by the pod table: that is how a snapshot ends
-SHOWN_LOG_LINES = 20
-SHOWN_LOG_CHARS = 1500
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Tools:
     client: httpx.AsyncClient
     report: Callable[[Pod], None]  # the pod has changed
     grace_s: float
+    memory: GpuMemory | None = None
 
 
 @dataclass
@@ -73,14 +75,19 @@ class Pod:
         self.tools = tools
         self.folder = folder
         self.record = record
-        self._state = PodState(folder, record, lambda: tools.report(self))
         self.launch = parse_launch(record.funcspec)
         self.alloc = parse_alloc(record.alloc)
         self.log = PodLog(folder)
+        share_mb = self.alloc.vram_mb_per_device
+        vram = Vram(tools.memory, lambda: tools.ledger.simulated(self._devices()), share_mb)
+        self.gpu = GpuSide(self.key.id, folder, vram, tools.client, self._url, self._driver)
+        self._state = PodState(folder, record, lambda: tools.report(self), lambda: self.gpu.record)
         self._requests: Requests[Room] = Requests()
         self._ending = asyncio.Event()
         steps = Steps(
+            load=self._load,
             hold=self._hold,
+            wake=self.gpu.come_back,
             prove=lambda worker: self._prove(worker, RESUME_TIMEOUT_S, again=True),
             drop=self._drop,
             note=self._state.note,
@@ -150,12 +157,7 @@ class Pod:
         """Raise InvalidState when this pod cannot be parked now."""
         if self.state not in (*SERVING, "Parking", "Standby"):
             raise InvalidState(f"pod {self.key.id} is {self.state}; only a Ready pod can be parked")
-        real = self.tools.ledger.real_devices(devices_of(self.alloc))
-        if real and not self.tools.runtime.freeze_frees_gpu:
-            raise InvalidState(
-                f"pod {self.key.id} cannot be parked: the {self.tools.runtime.name} runtime does"
-                f" not free the memory of real GPUs {real}; terminate it instead"
-            )
+        self._driver()
 
     async def let_go(self) -> None:
         """Stop managing the pod; its worker runs on and can be adopted later."""
@@ -164,6 +166,7 @@ class Pod:
             await asyncio.gather(self._task, return_exceptions=True)
         if self.worker is not None:
             self.worker.let_go()
+        self.gpu.close()
 
     # ---- the task ----
 
@@ -206,16 +209,17 @@ class Pod:
         try:
             self._state.move("create", "making room" if room.ids else "starting")
             await self._make_room(room)
-            await self._take()
+            await take_when_free(self.tools.ledger, self.key.id, self._devices(), self._ending)
+            self.gpu.open()
             self.record.start = "snapshot"
             if self.record.purpose == "serve" and await self._ladder.restored(
                 self._subject(), self._worker_spec()
             ):
                 self._state.pass_through("started")
-                self._state.move("probe_ok", "")
+                self._state.move("probe_ok", self.record.came_from)
             else:
                 await self._start_from_nothing()
-            metrics.started(self.record.start, time.monotonic() - begun)
+            metrics.started(self.record.start, self.record.tier, time.monotonic() - begun)
         except InferxError as error:
             if self._ending.is_set():
                 raise  # the terminate that interrupted us is the next request
@@ -234,7 +238,7 @@ class Pod:
         # first start of a revision has to wait for it.
         self._state.pass_through("probe_ok")
         self._state.move("snapshot", ladder.say("taking a snapshot"))
-        await ladder.save(subject, worker, must=self.record.purpose == "snapshot")
+        await ladder.save(subject, worker, self.gpu, must=self.record.purpose == "snapshot")
         self._state.move("snapshot_done", ladder.say())
 
     async def _adopted(self, _: Room) -> None:
@@ -246,12 +250,13 @@ class Pod:
         if self.state == "Terminating":
             await self._terminate(Room())
             return
-        self._state.note("adopted")
         try:
+            # By its record, which the next note replaces.
+            await self.gpu.adopt(worker, self.record.gpu, self.state, self.key.tenant)
+            self._state.note("adopted")
             if self.state == "Creating":
                 self._state.move("started", "adopted while starting")
             if self.state in ("Loading", "Resuming", "Ready", "Idle", "Snapshotting"):
-                await worker.thaw()
                 again = self.state != "Loading"
                 await self._prove(worker, sample_of(self.launch).loading_timeout_s, again=again)
                 if self.state == "Snapshotting":
@@ -280,12 +285,16 @@ class Pod:
         await self._frozen(self.worker)
 
     async def _frozen(self, worker: Worker) -> None:
+        gpu = self.gpu
         try:
+            remark = await gpu.leave(worker, "park")
             await worker.freeze()
+            await gpu.keep(gpu.base, self._subject().names, free=True)
+            gpu.sink(self.launch.standby.gpu)
         except InferxError as error:
             raise await self._fail(error) from error
         self.tools.ledger.release(self.key.id)
-        self._state.move("parked", "frozen; holds host memory, no VRAM")
+        self._state.move("parked", f"frozen; holds host memory, no VRAM; {remark}".rstrip("; "))
 
     async def _resume(self, room: Room) -> None:
         if self.state in SERVING:
@@ -294,22 +303,43 @@ class Pod:
             raise InvalidState(f"pod {self.key.id} is {self.state}; only Standby can be resumed")
         try:
             await self._make_room(room)
-            await self._take()
+            await take_when_free(self.tools.ledger, self.key.id, self._devices(), self._ending)
         except InferxError:
             self.tools.ledger.release(self.key.id)
             raise
         begun = time.monotonic()
+        self.record.start = "resume"
+        self._state.move("resume", "resuming")
         try:
-            self.record.start = "resume"
-            self._state.move("resume", "resuming")
-            await self.worker.thaw()
-            await self._prove(self.worker, RESUME_TIMEOUT_S, again=True)
-            self._state.move("probe_ok", "")
-            metrics.started("resume", time.monotonic() - begun)
+            try:
+                await self._load(None)
+                await self.worker.thaw()
+                await self.gpu.come_back(self.worker)
+                await self._prove(self.worker, RESUME_TIMEOUT_S, again=True)
+            except InferxError as error:
+                if self._ending.is_set():
+                    raise
+                self._ladder.remark("its standby failed: ", error)
+                await self._start_over()
+            await self.gpu.forget()
+            self._state.move("probe_ok", self._ladder.say(self.record.came_from))
+            metrics.started(self.record.start, self.record.tier, time.monotonic() - begun)
         except InferxError as error:
             if self._ending.is_set():
                 raise
             raise await self._fail(error) from error
+
+    async def _start_over(self) -> None:
+        """The colder ways to a worker, in the place of a parked one that did not come back."""
+        self._state.note(self._ladder.say("starting again"))
+        await self.gpu.forget()
+        await self._drop()
+        self.gpu.open()
+        self.record.start = "snapshot"
+        if not await self._ladder.restored(self._subject(), self._worker_spec()):
+            self.record.start = "cold"
+            worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
+            await self._prove(worker, sample_of(self.launch).loading_timeout_s)
 
     async def _terminate(self, _: Room) -> None:
         if self.state != "Terminating":
@@ -322,7 +352,7 @@ class Pod:
             self.record.error = error.message
             self._state.note("could not be ended yet")
             raise
-        self.tools.ledger.release(self.key.id)
+        await self._gone()
         self._state.move("exited", "")
 
     async def _exited(self, _: Room) -> None:
@@ -346,6 +376,27 @@ class Pod:
         devices = tuple(gpus[index] for index in devices_of(self.alloc) if index in gpus)
         return Subject(self.key, self.record.funcspec, devices)
 
+    def _devices(self) -> tuple[int, ...]:
+        return devices_of(self.alloc)
+
+    def _driver(self) -> Driver | None:
+        return driver_of(self.tools.ledger, self.key.id, self._devices())
+
+    def _url(self) -> str:
+        schema = self.launch.endpoint.schema.lower()
+        return f"{schema}://{self.record.ip}:{self.record.port}"
+
+    async def _load(self, saved: Saved | None) -> None:
+        """Bring the GPU memory of this pod, or of a snapshot, back."""
+        tier = await self.gpu.restore(saved) if saved or self.state == "Resuming" else None
+        self.record.tier = tier.name.lower() if tier is not None else ""
+
+    async def _gone(self) -> None:
+        """Give up all that a worker has left behind."""
+        await self.gpu.forget()
+        self.gpu.close()
+        self.tools.ledger.release(self.key.id)
+
     def _hold(self, worker: Worker) -> Worker:
         self.worker = worker
         self.record.ip = worker.host
@@ -357,6 +408,7 @@ class Pod:
         if self.worker is not None:
             await self.worker.stop(0)
             self.worker = None
+        self.gpu.vram.release()
 
     def _on_exit(self, _: asyncio.Future[Exit]) -> None:
         if self.state not in TERMINAL:
@@ -370,19 +422,6 @@ class Pod:
             self.tools.ledger.stay(room.ids)
             reasons = "; ".join(str(failure) for failure in failures)
             raise NoCapacity(f"pods did not make room: {reasons}")
-
-    async def _take(self) -> None:
-        """Take the promised VRAM. A driver frees memory some time after its process has ended."""
-        deadline = time.monotonic() + DRIVER_FREES_WITHIN_S
-        while True:
-            try:
-                self.tools.ledger.take(self.key.id)
-                return
-            except NoCapacity:
-                real = self.tools.ledger.real_devices(devices_of(self.alloc))
-                if not real or time.monotonic() > deadline or self._ending.is_set():
-                    raise
-            await asyncio.sleep(DRIVER_POLL_S)
 
     async def _prove(self, worker: Worker, timeout_s: float, *, again: bool = False) -> None:
         """Wait for the probe; `again` for a worker that has been ready before."""
@@ -401,32 +440,9 @@ class Pod:
                 error = StartFailed(f"{error.message}; {left.message}")
                 self._state.fail(error.message)
                 return error
-        self.tools.ledger.release(self.key.id)
-        shown = self.log.tail(SHOWN_LOG_LINES)[-SHOWN_LOG_CHARS:].strip()
-        message = f"pod {self.key.id}: {error.message}"
-        message += f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
+        await self._gone()
+        message = f"pod {self.key.id}: {error.message}{self.log.last_words()}"
         # The pod's view may reach the scheduler before this call's answer does: both say the same.
         error = type(error)(message, retry_after_ms=error.retry_after_ms, details=error.details)
         self._state.fail(error.message)
         return error
-
-    def describe(self) -> cluster.Pod:
-        """The pod as others see it: the `object` of its kind."""
-        return cluster.Pod(
-            funcname=self.key.funcname,
-            fprevision=self.key.fprevision,
-            node=self.tools.node,
-            alloc=self.alloc,
-            status=cluster.PodStatus(
-                # Idle and Working are the scheduler's; to it a worker that can serve is Ready.
-                state="Ready" if self.state == "Idle" else self.state,
-                reason=self.record.reason,
-                since_ms=self.record.since_ms,
-                ip=self.record.ip,
-                port=self.record.port,
-                gpus=devices_of(self.alloc),
-                vram_mb=self.tools.ledger.held_mb(self.key.id),
-                start=self.record.start,
-                error=self.record.error,
-            ),
-        )

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from inferx._ext import pod_transition
 from inferx.agent import records
@@ -21,10 +22,18 @@ TERMINAL = frozenset({"Terminated", "Failed"})
 
 
 class PodState:
-    """The record of a pod, moved by the events of the pod table; `report` hears of each change."""
+    """The record of a pod, moved by the events of the pod table; `report` hears of each change,
+    `gpu` tells what is to be recorded of its GPU memory."""
 
-    def __init__(self, folder: Path, record: records.Record, report: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: records.Record,
+        report: Callable[[], None],
+        gpu: Callable[[], dict[str, Any]],
+    ) -> None:
         self.record = record
+        self._gpu = gpu
         self.worker: Worker | None = None
         self._folder = folder
         self._report = report
@@ -62,6 +71,7 @@ class PodState:
         self.record.reason = "; ".join(part for part in (reason, *notes) if part)
         if self.worker is not None:
             self.record.worker = self.worker.record
+            self.record.gpu = self._gpu()
         try:
             records.save(self._folder, self.record)
         except OSError as error:

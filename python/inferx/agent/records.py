@@ -38,6 +38,13 @@ class Record:
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     worker: Mapping[str, Any] = field(default_factory=dict)
+    gpu: Mapping[str, Any] = field(default_factory=dict)  # see GpuSide.record
+    tier: str = ""  # where its GPU memory came from
+
+    @property
+    def came_from(self) -> str:
+        """The tier as a part of the pod's reason."""
+        return f"GPU memory from tier {self.tier}" if self.tier else ""
 
 
 def save(folder: Path, record: Record) -> None:

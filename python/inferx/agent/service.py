@@ -29,6 +29,8 @@ from inferx.agent.runtimes.protocol import Runtime
 from inferx.agent.runtimes.runc import RuncRuntime
 from inferx.agent.snapshots import Snapshots
 from inferx.agent.spec import PodKey
+from inferx.agent.tiers.memory import GpuMemory
+from inferx.agent.tiers.node import node_memory
 from inferx.agent.view import AgentView
 from inferx.config import NodeConfig
 from inferx.domain.cluster import GpuDevice, Node, NodeResources
@@ -148,9 +150,12 @@ class Agent:
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
         self.view = AgentView(self.ledger.taken_mb)
         runtime = _runtime(config, options)
+        memory = node_memory(config, self.ledger)
+        self._snapshots = _snapshots(config, runtime, self.view, memory)
         parts = Parts(
             runtime=runtime,
-            snapshots=self._snapshots(runtime),
+            snapshots=self._snapshots,
+            memory=memory,
             ledger=self.ledger,
             client=self._client,
             grace_s=options.grace_s,
@@ -161,19 +166,10 @@ class Agent:
         self._registrar: Registrar | None = None
         self._registration: asyncio.Task[None] | None = None
 
-    def _snapshots(self, runtime: Runtime) -> Snapshots | None:
-        if runtime.checkpoints is None:
-            return None
-        return Snapshots(
-            self._config.snapshot_dir,
-            runtime.checkpoints,
-            self._config.snapshot_budget_mb,
-            self.view.show_snapshot,
-            self._config.node_name,
-        )
-
     async def start(self) -> None:
         """Adopt what runs, then listen, then register; raises Unavailable for a taken port."""
+        if self._snapshots is not None:
+            await self._snapshots.find_memory()
         await self.manager.adopt_all()
         config = self._config
         add_pods: Any = na_pb2_grpc.add_NodeAgentServiceServicer_to_server
@@ -239,6 +235,21 @@ def _runtime(config: NodeConfig, options: Options) -> Runtime:
         socket = config.container_socket or containerd.SOCKET
         return ContainerdRuntime(places, options.environment, socket)
     return RuncRuntime(places, options.environment)
+
+
+def _snapshots(
+    config: NodeConfig, runtime: Runtime, view: AgentView, memory: GpuMemory | None
+) -> Snapshots | None:
+    if runtime.checkpoints is None:
+        return None
+    return Snapshots(
+        config.snapshot_dir,
+        runtime.checkpoints,
+        config.snapshot_budget_mb,
+        view.show_snapshot,
+        config.node_name,
+        memory,
+    )
 
 
 def describe_node(config: NodeConfig, ledger: Ledger, podmgr_port: int, state_port: int) -> Node:

@@ -14,17 +14,20 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from inferx._ext import SnapshotError, SnapshotStore, SoftDevice
 from inferx.agent import metrics
+from inferx.agent.gpuside import GpuSide, Lost, Saved
 from inferx.agent.identity import Subject, identity_of, own_differences
 from inferx.agent.runtimes.protocol import Checkpoints, Worker
 from inferx.agent.spec import parse_launch
+from inferx.agent.tiers.memory import GpuMemory
+from inferx.agent.vram import item_id
 from inferx.domain.cluster import Snapshot
-from inferx.errors import BadRequest, InferxError, StartFailed, Unavailable
+from inferx.errors import BadRequest, InferxError, NotFound, StartFailed, Unavailable
 
 log = logging.getLogger("inferx.agent.snapshots")
 
@@ -48,8 +51,29 @@ class Entry:
     restores: int = 0
     failures: int = 0
     reason: str = ""
+    memory: Saved | None = None
     # What its files looked like when every byte of them was last checked.
     checked: tuple[tuple[str, int, int, int], ...] = ()
+
+    def memory_ids(self) -> dict[str, dict[str, int]]:
+        """Ids in the tiers, each with its regions' sizes in MiB."""
+        return _memory_ids(self.memory) if self.memory is not None else {}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What was saved and is not published yet."""
+
+    id: str
+    identity: dict[str, Any]
+    memory: Saved | None
+    save_ms: int
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the manifest says besides the identity."""
+        gpu = {"gpu_memory": asdict(self.memory)} if self.memory is not None else {}
+        return {"save_ms": self.save_ms, **gpu}
 
 
 class Snapshots:
@@ -63,7 +87,9 @@ class Snapshots:
         budget_mb: int,
         report: Callable[[Entry, Snapshot | None], None],
         node: str,
+        memory: GpuMemory | None = None,
     ) -> None:
+        self._memory = memory
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._drafts = folder / "drafts"
         shutil.rmtree(self._drafts, ignore_errors=True)  # of an agent that died while it saved
@@ -92,20 +118,21 @@ class Snapshots:
         tried = self._tries[subject.function, subject.key.fprevision]
         return not has and subject.function not in self._saving and tried < SAVE_TRIES_MAX
 
-    async def save(self, subject: Subject, worker: Worker) -> None:
+    async def save(self, subject: Subject, worker: Worker, gpu: GpuSide | None = None) -> None:
         """Write the worker's image; it is published in the background, the worker runs on.
 
-        Raises InferxError with the reason when it cannot be saved; the worker runs on all the same.
+        Raises InferxError with the reason when it cannot be saved; the worker runs on all the
+        same, except after `Lost`.
         """
         self._tries[subject.function, subject.key.fprevision] += 1
         self._saving.add(subject.function)
         try:
-            draft, identity, extra = await self._draft(subject, worker)
+            draft, saved = await self._draft(subject, worker, gpu)
         except BaseException:
             metrics.saved("not saved")
             self._saving.discard(subject.function)
             raise
-        task = asyncio.create_task(self._publish(subject, draft, identity, extra))
+        task = asyncio.create_task(self._publish(subject, draft, saved))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
@@ -114,24 +141,50 @@ class Snapshots:
         await asyncio.gather(*self._publishing)
 
     async def _draft(
-        self, subject: Subject, worker: Worker
-    ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        self, subject: Subject, worker: Worker, gpu: GpuSide | None
+    ) -> tuple[Path, Draft]:
         launch = parse_launch(subject.funcspec)
         identity = identity_of(subject, await asyncio.to_thread(self._checkpoints.identity, launch))
         draft = self._drafts / uuid.uuid4().hex
         draft.mkdir(mode=0o700)
         begun = time.monotonic()
+        id = uuid.uuid4().hex
         try:
-            await self._checkpoints.save(worker, draft)
+            if gpu is None:
+                await self._checkpoints.save(worker, draft)
+                memory = None
+            else:
+                memory = await self._save_off_gpu(f"snap-{id}", identity, worker, gpu, draft)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, draft, True)
             raise
-        return draft, identity, {"save_ms": round((time.monotonic() - begun) * 1000)}
+        return draft, Draft(id, identity, memory, round((time.monotonic() - begun) * 1000))
 
-    async def _publish(
-        self, subject: Subject, draft: Path, identity: dict[str, Any], extra: dict[str, Any]
-    ) -> None:
-        id = uuid.uuid4().hex
+    async def _save_off_gpu(
+        self, base: str, identity: dict[str, Any], worker: Worker, gpu: GpuSide, draft: Path
+    ) -> Saved | None:
+        """An image holds nothing of a GPU: the worker leaves it for that, and comes back."""
+        memory: Saved | None = None
+        try:
+            try:
+                await gpu.leave(worker, "snapshot")
+                memory = await gpu.keep(base, identity, free=False)
+                await self._checkpoints.save(worker, draft)
+            finally:
+                if not worker.exited.done():
+                    try:
+                        await gpu.come_back(worker)
+                    except InferxError as error:
+                        raise Lost(f"it did not go on when it was saved: {error.message}") from (
+                            error
+                        )
+        except BaseException:
+            await self._forget_memory(memory)
+            raise
+        return memory
+
+    async def _publish(self, subject: Subject, draft: Path, saved: Draft) -> None:
+        id = saved.id
         try:
             files, size_bytes = await asyncio.to_thread(_files_of, draft)
             await self._make_room(size_bytes)
@@ -140,13 +193,14 @@ class Snapshots:
                 id,
                 self._device,
                 {},
-                identity=json.dumps(identity),
-                extra=json.dumps(extra),
+                identity=json.dumps(saved.identity),
+                extra=json.dumps(saved.extra),
                 files=files,
                 created_unix_ms=time.time_ns() // 1_000_000,
             )
         except (OSError, SnapshotError, InferxError) as error:
             metrics.saved("not kept")
+            await self._forget_memory(saved.memory)
             log.error("snapshot of %s is not kept: %s", "/".join(subject.function), error)
             return
         finally:
@@ -198,6 +252,24 @@ class Snapshots:
         path = self._store.path(entry.id)
         os.utime(path)  # the time of its last use, over restarts
         return path / IMAGES
+
+    def memory_of(self, subject: Subject) -> Saved | None:
+        """The GPU memory that belongs to the snapshot of `find`."""
+        entry = self._entries.get(subject.function)
+        return entry.memory if entry is not None else None
+
+    async def find_memory(self) -> None:
+        """After a start: look for the GPU memory of what is on the disk; without it a snapshot is
+        of no use."""
+        for entry in self.all:
+            try:
+                for id, mib in entry.memory_ids().items():
+                    tenant = entry.function[0]
+                    if self._memory is None or not await self._memory.find_again(id, tenant, mib):
+                        raise NotFound(f"its GPU memory {id} is gone")
+            except InferxError as error:
+                log.error("snapshot %s cannot be used: %s", entry.id, error.message)
+                await self._remove(entry)
 
     def used(self, subject: Subject) -> None:
         """A worker from its snapshot has proved itself."""
@@ -264,8 +336,10 @@ class Snapshots:
             return None
         identity = manifest["identity"]
         function = (identity["tenant"], identity["namespace"], identity["function"])
+        gpu = manifest.get("gpu_memory")
         return Entry(
             id=id,
+            memory=Saved(**gpu) if gpu else None,
             function=function,
             revision=int(identity["revision"]),
             size_bytes=sum(file["len"] for file in manifest["files"]),
@@ -281,13 +355,28 @@ class Snapshots:
                 f" {self._budget_bytes // _MIB}"
             )
         oldest_first = sorted(self._entries.values(), key=lambda entry: self._used_at(entry))
-        total = sum(entry.size_bytes for entry in oldest_first)
         for entry in oldest_first:
-            if total + needed_bytes <= self._budget_bytes:
+            if self._taken_bytes() + needed_bytes <= self._budget_bytes:
                 return
-            total -= entry.size_bytes
             log.info("snapshot %s of %s makes room", entry.id, "/".join(entry.function))
             await self._remove(entry)
+
+    def _taken_bytes(self) -> int:
+        """All that is on the disk here: images, and GPU memory of snapshots and parked pods."""
+        images = sum(entry.size_bytes for entry in self._entries.values())
+        return images + (self._memory.file_bytes if self._memory is not None else 0)
+
+    def _account(self) -> None:
+        """Tell what the images take, so that GPU memory has the rest of the budget."""
+        images = sum(entry.size_bytes for entry in self._entries.values())
+        metrics.kept(self._taken_bytes())
+        if self._memory is not None and self._budget_bytes:
+            self._memory.limit_files(max(0, self._budget_bytes - images))
+
+    async def _forget_memory(self, memory: Saved | None) -> None:
+        if memory is not None and self._memory is not None:
+            for id in _memory_ids(memory):
+                await self._memory.forget(id)
 
     def _used_at(self, entry: Entry) -> float:
         try:
@@ -302,12 +391,16 @@ class Snapshots:
             await asyncio.to_thread(self._store.remove, entry.id)
         except (OSError, SnapshotError) as error:
             log.error("snapshot %s cannot be removed: %s", entry.id, error)
+        try:
+            await self._forget_memory(entry.memory)
+        except (OSError, SnapshotError, InferxError) as error:
+            log.error("GPU memory of snapshot %s cannot be removed: %s", entry.id, error)
+        self._account()
         if entry.function not in self._entries:
-            metrics.kept(sum(one.size_bytes for one in self._entries.values()))
             self._report(entry, None)
 
     def _show(self, entry: Entry) -> None:
-        metrics.kept(sum(one.size_bytes for one in self._entries.values()))
+        self._account()
         shown = Snapshot(
             funcname=entry.function[2],
             fprevision=entry.revision,
@@ -319,6 +412,16 @@ class Snapshots:
             reason=entry.reason,
         )
         self._report(entry, shown)
+
+
+def _memory_ids(memory: Saved) -> dict[str, dict[str, int]]:
+    """Ids in the tiers, each with its regions' sizes in MiB."""
+    found: dict[str, dict[str, int]] = {}
+    for region in memory.regions:
+        if region["saved"]:
+            id = item_id(memory.base, region["device"])
+            found.setdefault(id, {})[region["name"]] = region["mib"]
+    return found
 
 
 def _files_of(draft: Path) -> tuple[dict[str, Path], int]:

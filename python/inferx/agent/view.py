@@ -12,7 +12,8 @@ from dataclasses import replace
 from inferx._ext import __version__
 from inferx.agent.pod import Pod
 from inferx.agent.snapshots import Entry
-from inferx.domain import codec
+from inferx.agent.spec import devices_of
+from inferx.domain import cluster, codec
 from inferx.domain.cluster import Node, Snapshot
 from inferx.domain.meta import SYSTEM
 from inferx.store.view import ObjectView
@@ -59,7 +60,7 @@ class AgentView:
             codec.new(
                 "pod",
                 _key(pod),
-                pod.describe().to_raw(),
+                describe(pod).to_raw(),
                 labels=record.labels,
                 annotations=record.annotations,
             )
@@ -76,6 +77,28 @@ class AgentView:
         """Stop showing the pod."""
         self._pods_changed()
         self.servicer.remove("pod", _key(pod))
+
+
+def describe(pod: Pod) -> cluster.Pod:
+    """The pod as others see it: the `object` of its kind."""
+    return cluster.Pod(
+        funcname=pod.key.funcname,
+        fprevision=pod.key.fprevision,
+        node=pod.tools.node,
+        alloc=pod.alloc,
+        status=cluster.PodStatus(
+            # Idle and Working are the scheduler's; to it a worker that can serve is Ready.
+            state="Ready" if pod.state == "Idle" else pod.state,
+            reason=pod.record.reason,
+            since_ms=pod.record.since_ms,
+            ip=pod.record.ip,
+            port=pod.record.port,
+            gpus=devices_of(pod.alloc),
+            vram_mb=pod.tools.ledger.held_mb(pod.key.id),
+            start=pod.record.start,
+            error=pod.record.error,
+        ),
+    )
 
 
 def _key(pod: Pod) -> tuple[str, str, str]:

@@ -81,10 +81,16 @@ class BlobConfig:
 
 @dataclass(frozen=True)
 class ShareMemConfig:
-    """Shared memory of the Mem tier."""
+    """The pinned host memory of the Mem tier."""
 
     size_gb: int = 0
+    size_mb: int = 0  # instead, for small machines
     hugepage: bool = False
+
+    @property
+    def pool_mb(self) -> int:
+        """What is to be pinned when the agent starts."""
+        return self.size_mb or self.size_gb * 1024
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ class NodeConfig:
     gateway_port: int = 4000
     metrics_port: int = 0
     state_svc_addrs: tuple[str, ...] = ("127.0.0.1:1237",)
-    leader_lease_ms: int = 2000
+    leader_lease_ms: int = 1500
+    advertised_addr: str = ""
     crash_after_writes: int = 0  # for tests: see store/crashpoint.py
     listen_fd: int = 0  # the gateway's socket, when its supervisor keeps it; 0 = none
     stopping_fd: int = 0  # where the gateway tells its supervisor that it stops; 0 = nowhere
@@ -147,6 +154,12 @@ class NodeConfig:
     sharemem: ShareMemConfig = field(default_factory=ShareMemConfig)
     admin_apikey: Secret = field(default_factory=Secret)
     warnings: tuple[str, ...] = ()
+
+
+def _advertised(fields: Fields) -> str:
+    """Where others reach the scheduler, when not at hostIp and its port (a port mapping)."""
+    text = fields.string("advertisedAddr", "")
+    return address(text, "advertisedAddr") if text else ""
 
 
 def read_config(document: dict[str, Any]) -> NodeConfig:
@@ -174,8 +187,9 @@ def read_config(document: dict[str, Any]) -> NodeConfig:
         crash_after_writes=fields.integer("crashAfterWrites_", 0),
         listen_fd=fields.integer("listenFd_", 0),
         stopping_fd=fields.integer("stoppingFd_", 0),
+        advertised_addr=_advertised(fields),
         leader_lease_ms=fields.integer(
-            "leaderLeaseMs", 2000, low=1000, high=60_000, unit="milliseconds"
+            "leaderLeaseMs", 1500, low=1000, high=60_000, unit="milliseconds"
         ),
         scheduler_addr=address(
             fields.string("schedulerAddr", f"127.0.0.1:{port['schedulerPort']}"), "schedulerAddr"
@@ -289,6 +303,7 @@ def _read_tls(fields: Fields) -> TlsConfig:
 def _read_sharemem(fields: Fields) -> ShareMemConfig:
     return ShareMemConfig(
         size_gb=fields.integer("size", 0, unit="GB"),
+        size_mb=fields.integer("sizeMB", 0, unit="MB"),
         hugepage=fields.boolean("hugepage", False),
     )
 

@@ -328,7 +328,7 @@ class Workers:
         )
         sent = time.monotonic()
         answer = await client.call(self._link.leases.RefreshGateway, request, _HEARTBEAT_TIMEOUT_S)
-        self._heard = sent
+        self._hear(sent)
         known = {lease.lease_id for lease in self.leases.values()}
         if known.intersection(answer.ended_lease_ids):
             self._doubt.set()
@@ -341,6 +341,12 @@ class Workers:
         """This gateway is stopping: others may have what its open calls do not need."""
         for handle, lease in list(self.leases.items()):
             self._proxy.trim_worker(handle, lease.slots)
+
+    def _hear(self, sent: float) -> None:
+        """An answer to what was sent then: the leases live from then on. The data plane ends their
+        use by itself, also when this process is frozen meanwhile."""
+        self._heard = sent
+        self._proxy.hold_leases(sent + LEASES_LIVE_S - time.monotonic())
 
     def _drop(self, handle: int, why: str) -> None:
         """Use a lease no more. It is given back after its last call: the scheduler may count it
@@ -370,7 +376,7 @@ class Workers:
         answer = await client.call(
             self._link.leases.ConnectScheduler, request, _HEARTBEAT_TIMEOUT_S
         )
-        self._heard = sent
+        self._hear(sent)
         self._identity.announced()
         self._epoch = answer.epoch
         rejected = set(answer.rejected_lease_ids)

@@ -62,10 +62,11 @@ PING_ANSWERED_S = 1.5
 SILENCE_S = PING_EVERY_S + PING_ANSWERED_S  # a peer that says nothing is given up after so long
 
 
-def channel(addr: str | Sequence[str]) -> grpc.aio.Channel:
+def channel(addr: str | Sequence[str], idle_pings: bool = True) -> grpc.aio.Channel:
     """A channel to host:port that notices a dead peer within seconds and reconnects quickly.
 
-    With several addresses (IPv4; `read_config` sees to it) it goes to one that answers.
+    With several addresses (IPv4; `read_config` sees to it) it goes to one that answers. Without
+    `idle_pings` a dead peer is noticed during calls only: for the second channel to one machine.
     """
     addrs = [addr] if isinstance(addr, str) else list(addr)
     addrs = [one.removeprefix("http://") for one in addrs]
@@ -75,7 +76,7 @@ def channel(addr: str | Sequence[str]) -> grpc.aio.Channel:
         ("grpc.keepalive_timeout_ms", int(PING_ANSWERED_S * 1000)),
         # A process that is frozen answers on TCP and not to pings; this is what notices it.
         ("grpc.http2.ping_timeout_ms", int(PING_ANSWERED_S * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_permit_without_calls", int(idle_pings)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 3_000),

@@ -52,7 +52,7 @@ class NodeLink:
         self._lost = False
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
-        self._channel = client.channel(f"{node.address}:{node.podmgr_port}")
+        self._channel = client.channel(f"{node.address}:{node.podmgr_port}", idle_pings=False)
         self.stub = na_pb2_grpc.NodeAgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._shows = client.channel(f"{node.address}:{node.state_port}")
         self.view = ixmeta_pb2_grpc.IxMetaServiceStub(self._shows)  # type: ignore[no-untyped-call]

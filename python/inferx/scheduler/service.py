@@ -53,7 +53,10 @@ class Scheduler:
         self._address = f"{config.host_ip}:{config.scheduler_port}"
         self._state = State(config.state_svc_addrs, CrashPoint(config.crash_after_writes))
         self.leadership = Leadership(
-            self._state, self._address, config.leader_lease_ms, config.data_dir
+            self._state,
+            config.advertised_addr or self._address,
+            config.leader_lease_ms,
+            config.data_dir,
         )
         self._intents = Intents(self._state, self._stale)
         self._links = Links(self._observe, self._pod_seen, self._intents.wants)

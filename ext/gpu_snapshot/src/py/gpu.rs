@@ -9,7 +9,8 @@ use crate::measure;
 use crate::soft;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use std::os::fd::IntoRawFd;
+use std::fs::File;
+use std::os::fd::{AsFd, IntoRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,6 +171,14 @@ impl PySoftDevice {
         let device = Arc::new(soft::SoftDevice::with_config(config)?);
         let gpu = PyGpu(HeldGpu::new(device.clone()));
         Ok(PyClassInitializer::from(gpu).add_subclass(Self { device }))
+    }
+
+    fn adopt(slf: &Bound<'_, Self>, descriptor: i32, mib: u64) -> PyResult<u64> {
+        // Opened anew, because a bare number cannot be borrowed in safe code.
+        let path = format!("/proc/self/fd/{descriptor}");
+        let memory = File::options().read(true).write(true).open(path)?;
+        let gpu = slf.as_super().get();
+        Ok(gpu.0.import(memory.as_fd(), bytes_of(mib)?)?)
     }
 
     fn process_start(&self, pid: i32, mib: u64) -> PyResult<()> {

@@ -85,6 +85,13 @@ impl Function {
         true
     }
 
+    /// Leases may be used again: those who wait get the slots that were held back.
+    pub(crate) fn resume(self: &Arc<Self>) {
+        let mut state = self.lock();
+        self.hand_out(&mut state);
+        self.ask(&mut state);
+    }
+
     /// Takes a worker out of rotation; its calls in flight go on. False when it was not there.
     pub(crate) fn remove_worker(self: &Arc<Self>, lease_id: u64) -> bool {
         let mut state = self.lock();

@@ -16,7 +16,7 @@ from typing import Any
 
 from inferx import procfs
 from inferx.agent.runtimes import bundle, processes
-from inferx.agent.runtimes.command import INHERITED, command_of
+from inferx.agent.runtimes.command import INHERITED, LINK, command_of
 from inferx.agent.runtimes.container import Container as Box
 from inferx.agent.runtimes.container import ContainerWorker
 from inferx.agent.runtimes.criu import LazyPages
@@ -49,7 +49,6 @@ class Boxes:
 
     name = "boxes"
     listen_host = ANY_HOST
-    freeze_frees_gpu = False
 
     def __init__(self, engine: Engine, places: Places, environment: Mapping[str, str]) -> None:
         if os.geteuid() != 0:
@@ -124,7 +123,7 @@ class Boxes:
             raise failed.exceptions[0] from failed
         box.network = network = creating.result()
         given = {**self._inherited, **image.environment, **PLATFORM_ENVIRONMENT}
-        argv, environment = command_of(spec, given, (image.entrypoint, image.command))
+        argv, environment = command_of(spec, given, (image.entrypoint, image.command), link=LINK)
         if not argv:
             raise BadRequest(f"spec.entrypoint: needed, image {spec.launch.image!r} has none")
         described = bundle.Box(

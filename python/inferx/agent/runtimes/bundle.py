@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inferx.agent.runtimes.command import LINK
 from inferx.agent.runtimes.images import Image
 from inferx.agent.runtimes.network import PodNetwork
 from inferx.agent.runtimes.protocol import WorkerSpec
@@ -153,6 +154,8 @@ def _mounts(spec: WorkerSpec, box: Box) -> list[dict[str, Any]]:
         mounts += [_empty(path) for path in box.hidden if path.is_dir()]
     elif Path("/etc/resolv.conf").exists():
         mounts.append(_bind("/etc/resolv.conf", "/etc/resolv.conf", "ro"))
+    if spec.link.is_dir():
+        mounts.append(_bind(str(spec.link), LINK, "rw"))
     mounts += [_bind(mount.host_path, mount.mount_path, "rw") for mount in spec.launch.mounts]
     return mounts
 

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 
 from inferx.agent.runtimes.protocol import WorkerSpec
 from inferx.agent.spec import devices_of, expand
+from inferx.worker import FOLDER as WORKER_DIR
 
 # Names the pod beyond doubt: its folder is locked by one agent.
 FOLDER = "INFERX_POD_DIR"
+# Where a container sees the folder of the sockets that it shares with the agent.
+LINK = "/run/inferx"
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
 
 
@@ -20,10 +23,13 @@ def command_of(
     spec: WorkerSpec,
     inherited: Mapping[str, str],
     defaults: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    *,
+    link: str = "",
 ) -> tuple[list[str], dict[str, str]]:
     """The command line and the whole environment of a worker, with `$(NAME)` expanded.
 
-    `defaults` are an image's entrypoint and command, for a function that names none.
+    `defaults` are an image's entrypoint and command, for a function that names none; `link` is
+    where the worker sees its link folder, if not where the agent does.
     """
     devices = ",".join(str(index) for index in devices_of(spec.alloc))
     given = {
@@ -37,6 +43,8 @@ def command_of(
         "NVIDIA_VISIBLE_DEVICES": devices or "void",
         "CUDA_VISIBLE_DEVICES": devices,
     }
+    if spec.link.is_dir():
+        given[WORKER_DIR] = link or str(spec.link)
     environment = {**inherited, **given}
     for name, value in spec.launch.envs:
         # The platform's own names win: a pod that listens elsewhere could never be reached.

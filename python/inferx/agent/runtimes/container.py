@@ -202,6 +202,9 @@ class ContainerWorker:
             **(lazy.record if lazy is not None and not lazy.ended.done() else {}),
         }
 
+    def pids(self) -> list[int]:
+        return self.container.pids()
+
     async def freeze(self) -> None:
         try:
             await self.container.engine.pause(self.container.name)

@@ -21,7 +21,7 @@ import httpx
 from inferx import procfs
 from inferx.agent.logs import PodLog
 from inferx.agent.runtimes.bundle import gpu_devices
-from inferx.agent.runtimes.command import command_of
+from inferx.agent.runtimes.command import LINK, command_of
 from inferx.agent.runtimes.protocol import Checkpoints, Exit, Worker, WorkerSpec
 from inferx.agent.spec import devices_of
 from inferx.domain.function import FunctionSpec
@@ -105,6 +105,9 @@ class DockerWorker:
     def record(self) -> Mapping[str, Any]:
         return {"container": self._id, "pid": self._pid, "address": self.host}
 
+    def pids(self) -> list[int]:
+        return procfs.descendants(self._pid)
+
     async def freeze(self) -> None:
         if not (await self._state())["Paused"]:
             await self._engine.ask("POST", f"/containers/{self._id}/pause")
@@ -183,7 +186,6 @@ class DockerRuntime:
 
     name = "docker"
     listen_host = ANY_HOST
-    freeze_frees_gpu = False
     checkpoints: Checkpoints | None = None  # its own take half a minute; see the runc runtime
 
     def __init__(self, socket: Path = SOCKET, network: str = "") -> None:
@@ -267,10 +269,13 @@ async def remove(engine: Engine, container: str) -> None:
 
 def _container(spec: WorkerSpec, network: str) -> dict[str, Any]:
     """The body of a create request."""
-    argv, environment = command_of(spec, {})
+    argv, environment = command_of(spec, {}, link=LINK)
     devices = [str(index) for index in devices_of(spec.alloc)] if gpu_devices(spec) else []
     host: dict[str, Any] = {
-        "Binds": [f"{mount.host_path}:{mount.mount_path}" for mount in spec.launch.mounts],
+        "Binds": [
+            *(f"{mount.host_path}:{mount.mount_path}" for mount in spec.launch.mounts),
+            *([f"{spec.link}:{LINK}"] if spec.link.is_dir() else ()),
+        ],
         "SecurityOpt": ["no-new-privileges"],
     }
     if network:

@@ -66,6 +66,10 @@ class ProcessWorker:
             "notes": list(self.notes),
         }
 
+    def pids(self) -> list[int]:
+        group = {found.pid for found in procfs.group_members(self.pid)}
+        return sorted(group | self._limits.pids())
+
     async def freeze(self) -> None:
         self._signal_group(signal.SIGSTOP)
         # The signal is only a request: what still runs may still use what is about to be released.
@@ -171,7 +175,6 @@ class ProcessRuntime:
     they have to listen on."""
 
     name = "process"
-    freeze_frees_gpu = False
     checkpoints: Checkpoints | None = None  # needs namespaces of its own: see the runc runtime
 
     def __init__(

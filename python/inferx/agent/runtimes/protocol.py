@@ -45,6 +45,11 @@ class WorkerSpec:
     host: str  # where it has to listen
     port: int
 
+    @property
+    def link(self) -> Path:
+        """The folder of the sockets that it shares with the agent, if there is one."""
+        return self.folder / "link"
+
 
 class Worker(Protocol):
     """A running worker."""
@@ -59,6 +64,9 @@ class Worker(Protocol):
     @property
     def record(self) -> Mapping[str, Any]:
         """What `Runtime.adopt` needs to find it again, as JSON."""
+
+    def pids(self) -> list[int]:
+        """Its processes, as this machine numbers them."""
 
     async def freeze(self) -> None:
         """Stop all of it from running, keeping its memory."""
@@ -99,8 +107,6 @@ class Runtime(Protocol):
     name: str
     listen_host: str  # where workers have to listen to be reached
     checkpoints: Checkpoints | None
-    # Whether `freeze` gives real GPU memory back (simulated memory is the ledger's own).
-    freeze_frees_gpu: bool
 
     def check(self, launch: FunctionSpec) -> None:
         """Raise BadRequest when this runtime cannot run such a function."""

@@ -131,6 +131,10 @@ class Accountant:
 
     # ---- counting ----
 
+    def set_limit(self, tier: Tier, size_bytes: int) -> None:
+        """Bound a tier anew; what is there already stays until it has to leave."""
+        self._limits[tier] = size_bytes
+
     def claim(self, id: str, tier: Tier, size_bytes: int) -> None:
         """Take the room of a copy that is about to come; NoCapacity when it is not free."""
         item = self._items.get(id)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from inferx._ext import (
@@ -18,56 +17,38 @@ from inferx._ext import (
     DeviceError,
     Gpu,
     HostPool,
-    ResidentSnapshot,
     SnapshotError,
     SnapshotStore,
 )
+from inferx.agent import metrics
 from inferx.agent.blob import BlobStore
 from inferx.agent.tiers.accountant import Accountant, Tier
 from inferx.agent.tiers.jobs import Job
-from inferx.errors import InvalidState, NoCapacity, NotFound, Unavailable
+from inferx.agent.tiers.kept import (
+    Damaged,
+    Kept,
+    Region,
+    Regions,
+    Restored,
+    cancelled,
+    free_all,
+    handles_of,
+)
+from inferx.errors import (
+    InferxError,
+    InvalidState,
+    NoCapacity,
+    NotFound,
+    StartFailed,
+    Unavailable,
+)
 
 log = logging.getLogger("inferx.agent.tiers")
 
 MOVES_AT_ONCE = 4
-SLOT_MIB = 8  # of the pool
 _MIB = 1 << 20
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Region:
-    """One piece of a worker's GPU memory."""
-
-    handle: int
-    mib: int
-
-
-Regions = Mapping[str, Region]
-
-
-@dataclass
-class Kept:
-    """What is known of one worker's saved memory."""
-
-    tenant: str
-    identity: str  # JSON
-    mib: dict[str, int]  # by name of region
-    resident: ResidentSnapshot | None = None
-    job: Job[None] | None = None  # that writes the file
-    writing: asyncio.Task[None] | None = None  # that counts its outcome; never cancelled itself
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes as a file at most."""
-        return sum(self.mib.values()) * _MIB
-
-    @property
-    def pinned_bytes(self) -> int:
-        """What it takes in the pool at most: whole slots."""
-        return sum(-(-mib // SLOT_MIB) for mib in self.mib.values()) * SLOT_MIB * _MIB
 
 
 class GpuMemory:
@@ -90,9 +71,17 @@ class GpuMemory:
         self._threads = ThreadPoolExecutor(MOVES_AT_ONCE, thread_name_prefix="tiers")
         self._kept: dict[str, Kept] = {}
 
-    async def save(self, id: str, gpu: Gpu, regions: Regions, identity: Mapping[str, Any]) -> None:
-        """Keep the memory, then free it on the GPU. It is in the pinned pool when there is room
-        for it (others' are demoted for it), and a file is written behind it; else in a file.
+    async def save(
+        self,
+        id: str,
+        gpu: Gpu,
+        regions: Regions,
+        identity: Mapping[str, Any],
+        *,
+        free: bool = True,
+    ) -> None:
+        """Keep the memory, then (`free`) free it on the GPU. It is in the pinned pool when there
+        is room (others' are demoted for it), and a file is written behind it; else in a file.
 
         Raises with the reason, the memory untouched, when it cannot be kept at all.
         """
@@ -107,38 +96,83 @@ class GpuMemory:
             except BaseException:
                 del self._kept[id]
                 raise
-            _free(gpu, _handles(regions).values())
+            if free:
+                free_all(gpu, handles_of(regions).values())
             if kept.resident is not None:
                 self._write_behind(id, kept)
 
-    async def restore(self, id: str, gpu: Gpu, host: Mapping[str, Any] | None = None) -> Regions:
+    async def restore(self, id: str, gpu: Gpu, host: Mapping[str, Any] | None = None) -> Restored:
         """New GPU memory with what was saved; the saved copy stays until `save` or `forget`.
 
-        A file that is being written meanwhile is given up and begun again afterwards: a worker
-        that is wanted does not wait for its demotion. Raises NotFound, NoCapacity before anything
-        is copied, Unavailable with the reason; then no GPU memory is kept.
+        A copy that cannot be used is dropped, and the next colder one is taken. A file that is
+        being written meanwhile is given up and begun again afterwards: a worker that is wanted
+        does not wait for its demotion. Raises NotFound, NoCapacity before anything is copied,
+        Unavailable with the reasons of all copies; then no GPU memory is kept.
         """
         kept = self._find(id)
+        await cancelled(kept.sinking)
         async with kept.lock:
             self._accountant.hit(id)
             await self._stop_writing(kept)
-            tier = self._accountant.hottest(id)
-            if tier is None:
-                raise NotFound(f"nothing is kept as {id}")
-            if tier is Tier.BLOB:
-                await self._fetch(id, kept)
-                tier = Tier.FILE
-            self._accountant.pin(id, tier)
             try:
-                handles = await self._run(
-                    lambda token: self._restore(id, kept, gpu, host, token),
-                    undo=lambda found: _free(gpu, found.values()),
-                )
-                return {name: Region(handle, kept.mib[name]) for name, handle in handles.items()}
+                return await self._hottest_good(id, kept, gpu, host)
             finally:
-                self._accountant.unpin(id, tier)
                 if kept.resident is not None and not self._accountant.has(id, Tier.FILE):
                     self._write_behind(id, kept)
+
+    async def find_again(self, id: str, tenant: str, mib: Mapping[str, int]) -> bool:
+        """Enter what a former agent left under this id, on the disk or in the blob store; whether
+        there is anything."""
+        if id in self._kept:
+            return True
+        kept = Kept(tenant, "{}", dict(mib))
+        found = []
+        if id in await asyncio.to_thread(self._store.ids):
+            kept.identity = json.dumps(
+                json.loads(await asyncio.to_thread(self._store.manifest, id))["identity"]
+            )
+            found.append(Tier.FILE)
+        if self._blobs is not None and id in await self._blobs.ids(tenant):
+            found.append(Tier.BLOB)
+        for tier in found:
+            self._accountant.claim(id, tier, kept.size_bytes)
+            self._accountant.settle(id, tier)
+            self._kept[id] = kept
+        return bool(found)
+
+    async def forget_others(self) -> None:
+        """Remove the files that nobody has found again."""
+        for id in await asyncio.to_thread(self._store.ids):
+            if id not in self._kept:
+                log.info("the memory of %s is nobody's any more", id)
+                await asyncio.to_thread(self._store.remove, id)
+
+    def hottest(self, id: str) -> Tier | None:
+        """The quickest tier that has a copy."""
+        return self._accountant.hottest(id)
+
+    @property
+    def file_bytes(self) -> int:
+        """What all files take."""
+        return self._accountant.used_bytes(Tier.FILE)
+
+    def limit_files(self, size_bytes: int) -> None:
+        """Bound what files may take from now on."""
+        self._accountant.set_limit(Tier.FILE, size_bytes)
+
+    def sink(self, id: str, lowest: Tier) -> None:
+        """Begin to give up every copy that is hotter than `lowest`; a restore ends that."""
+        kept = self._find(id)
+        if kept.sinking is None or kept.sinking.done():
+            kept.sinking = asyncio.create_task(self._sink(id, kept, lowest), name=f"sink {id}")
+
+    async def _sink(self, id: str, kept: Kept, lowest: Tier) -> None:
+        try:
+            for tier in (Tier.PINNED, Tier.FILE):
+                if tier < lowest:
+                    await self.demote(id, tier)
+        except InferxError as error:
+            log.warning("the memory of %s stays in tier %s: %s", id, tier.name, error.message)
 
     async def demote(self, id: str, tier: Tier) -> None:
         """Give the copy in `tier` up; what has no colder one is written there first."""
@@ -170,6 +204,7 @@ class GpuMemory:
         kept = self._kept.get(id)
         if kept is None:
             return
+        await cancelled(kept.sinking)
         async with kept.lock:
             await self._stop_writing(kept)
             kept.resident = None
@@ -183,13 +218,16 @@ class GpuMemory:
             self._kept.pop(id, None)
 
     async def settled(self) -> None:
-        """Wait until every file that is being written is there, or given up."""
+        """Wait until every copy is where it is meant to be, or that was given up."""
+        sinking = [kept.sinking for kept in self._kept.values() if kept.sinking is not None]
+        await asyncio.gather(*sinking, return_exceptions=True)
         writing = [kept.writing for kept in self._kept.values() if kept.writing is not None]
         await asyncio.gather(*writing, return_exceptions=True)
 
     async def close(self) -> None:
         """Stop what is under way and end the threads; files stay."""
         for kept in self._kept.values():
+            await cancelled(kept.sinking)
             await self._stop_writing(kept)
             kept.resident = None
         await asyncio.to_thread(self._threads.shutdown)
@@ -204,7 +242,7 @@ class GpuMemory:
         except NoCapacity:
             return False
         try:
-            kept.resident = await self._run(lambda _: self._pool.capture(gpu, _handles(regions)))
+            kept.resident = await self._run(lambda _: self._pool.capture(gpu, handles_of(regions)))
         except BaseException as error:
             self._accountant.drop(id, Tier.PINNED)
             if isinstance(error, NoCapacity):
@@ -220,7 +258,9 @@ class GpuMemory:
         try:
             save = self._store.save
             await self._run(
-                lambda token: save(id, gpu, _handles(regions), identity=kept.identity, cancel=token)
+                lambda token: save(
+                    id, gpu, handles_of(regions), identity=kept.identity, cancel=token
+                )
             )
         except BaseException:
             self._accountant.drop(id, Tier.FILE)
@@ -261,15 +301,63 @@ class GpuMemory:
             await asyncio.wait([kept.writing])
             kept.job = kept.writing = None
 
+    async def _hottest_good(
+        self, id: str, kept: Kept, gpu: Gpu, host: Mapping[str, Any] | None
+    ) -> Restored:
+        """From the hottest copy that can be used; one that is damaged is dropped."""
+        reasons = []
+        for tier in (tier for tier in Tier if self._accountant.has(id, tier)):
+            try:
+                handles = await self._from(tier, id, kept, gpu, host)
+            except (Unavailable, StartFailed, NotFound) as error:
+                log.error("tier %s does not give the memory of %s: %s", tier.name, id, error)
+                reasons.append(f"{tier.name}: {error.message}")
+                metrics.tier_failed(tier.name)
+                if isinstance(error, Damaged | StartFailed | NotFound):
+                    await self._discard(id, kept, tier)
+                continue
+            regions = {name: Region(one, kept.mib[name]) for name, one in handles.items()}
+            return Restored(regions, tier)
+        if not reasons:
+            raise NotFound(f"nothing is kept as {id}")
+        raise Unavailable(f"no copy of {id} can be used: {'; '.join(reasons)}")
+
+    async def _from(
+        self, tier: Tier, id: str, kept: Kept, gpu: Gpu, host: Mapping[str, Any] | None
+    ) -> dict[str, int]:
+        """The memory from its copy in one tier; what is in the blob store comes to a file first."""
+        if tier is Tier.BLOB:
+            await self._fetch(id, kept)
+            return await self._from(Tier.FILE, id, kept, gpu, host)
+        self._accountant.pin(id, tier)
+        try:
+            return await self._run(
+                lambda token: self._restore(tier, id, kept, gpu, host, token),
+                undo=lambda found: free_all(gpu, found.values()),
+            )
+        finally:
+            self._accountant.unpin(id, tier)
+
+    async def _discard(self, id: str, kept: Kept, tier: Tier) -> None:
+        """Remove a copy that is of no use."""
+        if tier is Tier.PINNED:
+            kept.resident = None
+        elif tier is Tier.FILE:
+            await asyncio.to_thread(self._store.remove, id)
+        elif self._blobs is not None:
+            await self._blobs.remove(kept.tenant, id)
+        self._accountant.drop(id, tier)
+
     def _restore(
         self,
+        tier: Tier,
         id: str,
         kept: Kept,
         gpu: Gpu,
         host: Mapping[str, Any] | None,
         token: CancelToken,
     ) -> dict[str, int]:
-        if kept.resident is not None:
+        if tier is Tier.PINNED and kept.resident is not None:
             return kept.resident.restore(gpu, cancel=token)[0]
         text = json.dumps(host) if host else None
         return self._store.restore(id, gpu, host=text, cancel=token)[0]
@@ -351,14 +439,7 @@ class GpuMemory:
             raise
         except MemoryError as error:
             raise NoCapacity(str(error)) from error
-        except (OSError, SnapshotError, DeviceError) as error:
+        except SnapshotError as error:
+            raise Damaged(f"memory is not what was saved: {error}") from error
+        except (OSError, DeviceError) as error:
             raise Unavailable(f"memory could not be moved: {error}") from error
-
-
-def _free(gpu: Gpu, handles: Iterable[int]) -> None:
-    for handle in handles:
-        gpu.free(handle)
-
-
-def _handles(regions: Regions) -> dict[str, int]:
-    return {name: region.handle for name, region in regions.items()}
