@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from html import unescape
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +155,20 @@ class Keycloak:
 
     def approve(self, address: str, code: str) -> None:
         """What the user does in a browser: enters the code, logs in, and agrees."""
-        # Keycloak's cookies are for secure places, which the loopback is for a browser.
-        jar = CookieJar(DefaultCookiePolicy(secure_protocols=("https", "http")))
+        kept: dict[str, str] = {}
+
+        # By hand: the cookies are for secure places, as which only browsers take the loopback.
+        def send(request: httpx.Request) -> None:
+            request.headers["Cookie"] = "; ".join(f"{name}={kept[name]}" for name in kept)
+
+        def keep(response: httpx.Response) -> None:
+            for cookie in response.headers.get_list("set-cookie"):
+                name, _, rest = cookie.partition("=")
+                kept[name] = rest.partition(";")[0]
+
+        hooks: dict[str, list[Callable[[Any], None]]] = {"request": [send], "response": [keep]}
         with httpx.Client(
-            timeout=60.0, trust_env=False, follow_redirects=True, cookies=jar
+            timeout=60.0, trust_env=False, follow_redirects=True, event_hooks=hooks
         ) as browser:
             page = browser.get(address, params={"user_code": code})
             page = browser.post(_form(page), data={
