@@ -301,3 +301,12 @@ async def test_kill_and_delete(cluster: Cluster) -> None:
     await until(lambda: ("terminate", second.id) in cluster.agent.asked)
     with pytest.raises(FunctionNotFound):
         await cluster.lease("f")
+
+
+async def test_a_new_leader_tells_every_agent_its_epoch_before_it_serves(cluster: Cluster) -> None:
+    assert cluster.agent.epochs == {cluster.scheduler.epoch}
+    before = cluster.scheduler.epoch
+    await cluster.stop_scheduler()
+    await cluster.start_scheduler()
+    assert cluster.scheduler.epoch > before
+    assert cluster.agent.epochs == {before, cluster.scheduler.epoch}
