@@ -90,6 +90,7 @@ def draw(rows: list[Row], path: Path) -> None:
     ):
         runs = [row for row in rows if row["bench"] == bench and row.get("pool") == pool]
         styles = {"fixed": "o-", "inferx": "s-", "greedy-dual": "^", "clairvoyant-pool": "v"}
+        styles |= {"clairvoyant-pool-ahead": ">", "clairvoyant": "<"}
         for policy, style in styles.items():
             points = curve(runs, policy)
             held = [100 / busy for busy, _ in points]

@@ -63,6 +63,8 @@ async def _serve(config: NodeConfig, gateway: Gateway, server: Server, stop: asy
         if not serving.done():
             _tell_supervisor(config)
             gateway.set_stopping()
+            if config.listener == "rust":
+                await gateway.leave()
             server.stop()  # type: ignore[no-untyped-call]
             if config.listener == "granian":
                 # Granian waits for the calls that it has read, however long they take.

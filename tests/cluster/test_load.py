@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -90,6 +91,10 @@ def test_a_gateway_that_is_terminated_finishes_what_it_took(platform: Platform) 
     assert "ended with exit code 0" in platform.output.read_text()
 
 
+def _stopped(platform: Platform) -> None:
+    assert platform.stop() == 0, platform.output.read_text()
+
+
 def call_on_fresh_connections(url: str, over: threading.Event) -> int:
     """Calls, each on a connection of its own; any failure is raised."""
     done = 0
@@ -100,42 +105,55 @@ def call_on_fresh_connections(url: str, over: threading.Event) -> int:
     return done
 
 
+def ask_on_one_connection(url: str, over: threading.Event) -> int:
+    """Asks for an object again and again, as dashboards do; any failure is raised."""
+    done = 0
+    with httpx.Client(base_url=url, timeout=60.0) as client:
+        while not over.is_set():
+            answer = client.get("/object/function/public/test/unary/")
+            assert answer.status_code == 200, answer.text
+            done += 1
+    return done
+
+
 @pytest.mark.xdist_group("load")
 def test_gateways_come_and_go_under_load_and_no_call_fails(tmp_path: Path) -> None:
     """SIGUSR1 asks for another gateway; SIGTERM to a gateway, twice, makes the next one start."""
     platform = start_platform(tmp_path / "inferx", "--gpus", "3x1000")
     over = threading.Event()
 
-    def others_served(before: int) -> bool:
-        """Another gateway is there and has taken calls in."""
-        return (
-            platform.children()["gateway"] != before and platform.metric("inferx_calls_total") > 50
-        )
+    def another_serves(before: int) -> bool:
+        """By its own word, on a connection of its own."""
+        serving = int(httpx.get(f"{platform.url}/readyz", timeout=60.0).headers["x-inferx-process"])
+        return serving == platform.children()["gateway"] != before
 
-    try:
+    with ExitStack() as stack:
+        stack.callback(lambda: _stopped(platform))
         soak.deploy(platform)
-        running = soak.load(platform, RESTART_SECONDS, users=8)
-        with ThreadPoolExecutor(2) as pool:
-            fresh = [pool.submit(call_on_fresh_connections, platform.url, over) for _ in range(2)]
-            eventually(lambda: platform.metric("inferx_calls_total") > 50, what="the load runs")
+        running = stack.enter_context(soak.load(platform, RESTART_SECONDS, users=8))
+        pool = stack.enter_context(ThreadPoolExecutor(3))
+        stack.callback(over.set)
+        others = [
+            pool.submit(each, platform.url, over)
+            for each in (call_on_fresh_connections, call_on_fresh_connections,
+                         ask_on_one_connection)
+        ]  # fmt: skip
+        eventually(lambda: platform.metric("inferx_calls_total") > 50, what="the load runs")
+        gateway = platform.children()["gateway"]
+        platform.process.send_signal(signal.SIGUSR1)
+        said = "has taken over"
+        eventually(lambda: said in platform.output.read_text(), 90.0, said)
+        for _ in range(2):
+            eventually(partial(another_serves, gateway), 60.0, "another gateway serves")
             gateway = platform.children()["gateway"]
-            platform.process.send_signal(signal.SIGUSR1)
-            said = "has taken over"
-            eventually(lambda: said in platform.output.read_text(), 90.0, said)
-            for _ in range(2):
-                eventually(partial(others_served, gateway), 60.0, "the other gateway serves")
-                gateway = platform.children()["gateway"]
-                os.kill(gateway, signal.SIGTERM)
-            eventually(partial(others_served, gateway), 60.0, "the last gateway serves")
-            assert running.poll() is None, "the load still runs"
-            output, errors = running.communicate(timeout=120)
-            over.set()
-            assert min(task.result(60.0) for task in fresh) > 0
+            os.kill(gateway, signal.SIGTERM)
+        eventually(partial(another_serves, gateway), 60.0, "the last gateway serves")
+        assert running.poll() is None, "the load still runs"
+        output, errors = running.communicate(timeout=120)
+        over.set()
+        assert min(task.result(60.0) for task in others) > 0
         said = f"gateway (process {gateway}) ended with exit code 0"
         eventually(lambda: said in platform.output.read_text(), 60.0, said)
-    finally:
-        over.set()
-        assert platform.stop() == 0, platform.output.read_text()
     requests, failed = soak.totals(output)
     assert requests > 100
     assert failed == 0, errors

@@ -81,13 +81,23 @@ async def test_a_parked_client_that_leaves_leaves_the_line(rig: Rig, body: bytes
 async def test_a_client_that_leaves_while_its_upload_is_not_read(
     rig: Rig, worker: RawWorker
 ) -> None:
-    size = 40_000_000
+    megabytes = 40  # more than all buffers on the way
     client = await rig.client()
-    head = f"POST /funccall/t/n/f/x HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
-    client.writer.write(head.encode() + b"x" * size)  # more than all buffers on the way
+
+    async def upload() -> None:
+        size = megabytes << 20
+        head = f"POST /funccall/t/n/f/x HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+        client.writer.write(head.encode())
+        for _ in range(megabytes):
+            client.writer.write(b"x" * (1 << 20))
+            await client.writer.drain()
+
+    uploading = asyncio.create_task(upload())
     upstream = await worker.accept()
     upstream.writer.transport.pause_reading()  # type: ignore[attr-defined]
     await rig.gauge("active", 1)
+    uploading.cancel()
+    await asyncio.gather(uploading, return_exceptions=True)
     client.abort()
     await rig.gauge("active", 0)
 

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::{env, fs};
 
 use scheduler_core::keepalive::{Adaptive, FixedKeepAlive, Goal, GreedyDual, Lru, Policy};
-use scheduler_core::sim::{ClairvoyantPool, NodeConfig, Summary, Trace};
+use scheduler_core::sim::{Clairvoyant, ClairvoyantPool, NodeConfig, Summary, Trace};
 use scheduler_core::sim::{optimum_misses, policy_misses, simulate};
 
 const USAGE: &str = "usage: keepalive --trace FILE.csv [--slots 8,16] [--pools 20,6] \
@@ -101,7 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             ..NodeConfig::genai8(*pool)
         };
         scenario(&mut out, &options, "genai8", &config)?;
-        clairvoyant_pool(&mut out, &options, &config)?;
+        clairvoyant(&mut out, &options, &config)?;
     }
     Ok(())
 }
@@ -185,19 +185,31 @@ fn scenario(
     )
 }
 
-/// The default setting with a pool that is paged as if the future were known: what no policy that
-/// reads on demand can beat.
-fn clairvoyant_pool(
-    out: &mut impl Write,
-    options: &Options,
-    config: &NodeConfig,
-) -> io::Result<()> {
+/// What knowing the future would gain: in the pool with our decisions on the GPUs, first without
+/// and then with reading ahead; and everywhere.
+fn clairvoyant(out: &mut impl Write, options: &Options, config: &NodeConfig) -> io::Result<()> {
     let share = Adaptive::DEFAULT_BUSY_SHARE;
-    let inner = Adaptive::new(Goal::BusyShare(share), config.host_start_ms);
-    let mut policy = ClairvoyantPool::new(&options.trace, inner);
-    let run = simulate(config, &options.trace, &mut policy).summary;
-    let names = ("genai8", options.name.as_str(), "clairvoyant-pool");
-    row(out, names, (share, false), config, &run)
+    let ours = || Adaptive::new(Goal::BusyShare(share), config.host_start_ms);
+    let Options { trace, name, .. } = options;
+    let policies: [(&str, Box<dyn Policy>); 3] = [
+        (
+            "clairvoyant-pool",
+            Box::new(ClairvoyantPool::on_demand(trace, ours())),
+        ),
+        (
+            "clairvoyant-pool-ahead",
+            Box::new(ClairvoyantPool::ahead(trace, ours())),
+        ),
+        (
+            "clairvoyant",
+            Box::new(Clairvoyant::new(trace, config.host_start_ms)),
+        ),
+    ];
+    for (policy, mut rules) in policies {
+        let run = simulate(config, trace, rules.as_mut()).summary;
+        row(out, ("genai8", name, policy), (share, false), config, &run)?;
+    }
+    Ok(())
 }
 
 fn row(

@@ -4,7 +4,7 @@
 
 use scheduler_core::keepalive::{Adaptive, FixedKeepAlive, FunctionIx, Goal, GreedyDual, Lru};
 use scheduler_core::keepalive::{Policy, TenantIx, Tier};
-use scheduler_core::sim::{Call, Decision, NodeConfig, Trace};
+use scheduler_core::sim::{Call, Clairvoyant, ClairvoyantPool, Decision, NodeConfig, Trace};
 use scheduler_core::sim::{optimum_misses, policy_misses, simulate};
 
 fn adaptive(share: f64) -> Adaptive {
@@ -117,6 +117,58 @@ fn users_wait_less_than_with_a_fixed_keep_alive_of_the_same_cost() {
             "{keep_ms} ms: {ours:?}"
         );
     }
+}
+
+#[test]
+fn who_knows_more_of_the_future_lets_users_wait_less() {
+    let trace = Trace::generate(6, 30, 48);
+    let config = NodeConfig::genai8(6);
+    let ours = || adaptive(0.8);
+    let mut policies: [Box<dyn Policy>; 4] = [
+        Box::new(ours()),
+        Box::new(ClairvoyantPool::on_demand(&trace, ours())),
+        Box::new(ClairvoyantPool::ahead(&trace, ours())),
+        Box::new(Clairvoyant::new(&trace, config.host_start_ms)),
+    ];
+    let runs = policies
+        .each_mut()
+        .map(|policy| simulate(&config, &trace, policy.as_mut()).summary);
+    let waits_s = runs.each_ref().map(|run| run.wait_mean_s);
+    assert!(
+        waits_s.is_sorted_by(|less, more| less > more),
+        "{waits_s:?}"
+    );
+    assert!(runs[3].wait_mean_s < 0.1, "{:?}", runs[3]);
+    assert!(runs[3].busy_over_held_pct > 80.0, "{:?}", runs[3]);
+}
+
+#[test]
+fn a_pool_read_ahead_keeps_regular_functions_from_one_off_calls() {
+    // Two functions called every minute by the same tenants, a pool for two, and strangers who call
+    // something else once: what they called does not stay in the pool.
+    let mut calls = Vec::new();
+    for minute in 0..300 {
+        for function in 0..2 {
+            let mut regular = call(60 * minute + 20 * u64::from(function), function, 5);
+            regular.tenant = TenantIx(function);
+            calls.push(regular);
+        }
+        if minute % 10 == 9 {
+            let mut once = call(60 * minute + 50, 2 + minute as u32 / 10, 5);
+            once.tenant = TenantIx(2 + minute as u32 / 10);
+            calls.push(once);
+        }
+    }
+    let trace = Trace {
+        calls,
+        functions: 32,
+    };
+    let config = NodeConfig::genai8(2);
+    let lru = simulate(&config, &trace, &mut Lru::default()).summary;
+    let ours = simulate(&config, &trace, &mut adaptive(0.8)).summary;
+    let once_pct = 100.0 * 30.0 / 630.0;
+    assert!(ours.file_pct < once_pct + 1.0, "{ours:?}");
+    assert!(lru.file_pct > once_pct + 4.0, "{lru:?}");
 }
 
 #[test]

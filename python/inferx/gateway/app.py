@@ -48,6 +48,8 @@ from inferx.gateway.workers import Workers
 from inferx.rpc import client
 
 DRAIN_MS = 30_000
+# A little more than the data plane leaves to clients on kept connections when it drains.
+LAST_REQUESTS_S = 1.5
 Feeder = Callable[[], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Gateway:
         self.port: int | None = None
         self._auditor: Auditor | None = None
         self._workers: Workers | None = None
+        self._draining: asyncio.Task[None] | None = None
         self.control_socket = control_socket
         self.waits_for: str | None = "the data plane does not listen yet"
         self._config = config
@@ -146,7 +149,7 @@ class Gateway:
             yield
         finally:
             self.set_stopping()
-            await self.cut_calls(DRAIN_MS)
+            await (self._draining or self.cut_calls(DRAIN_MS))
             if self._door is not None:
                 self._door.stop()
             for task in (getting_ready, certificate):
@@ -173,6 +176,12 @@ class Gateway:
         self._not_ready("the gateway is stopping")
         if self._workers is not None:
             self._workers.spare()
+
+    async def leave(self) -> None:
+        """Accept nobody any more. Returns when clients with kept connections have had time to send
+        their last request, which may be for the control routes; open calls run on."""
+        self._draining = asyncio.create_task(self.cut_calls(DRAIN_MS), name="drain")
+        await asyncio.wait((self._draining,), timeout=LAST_REQUESTS_S)
 
     async def cut_calls(self, after_ms: int) -> None:
         """Take no more calls, and end those that are still open after that time."""

@@ -5,21 +5,21 @@ use super::experts::Experts;
 use super::history::History;
 use super::plan::{STEPS, edges_s, plan};
 use super::price::{Goal, Price};
+use super::ranker::Ranker;
 use super::{Fetch, FunctionIx, HostView, Policy, TenantIx, Tier};
 
-/// How far a fetch looks ahead, seconds: some reads of a large snapshot, so that what is read is of
-/// use before it goes.
-const FETCH_HORIZON_S: f32 = 120.0;
-
-/// How much likelier a snapshot must be to be needed than the one it replaces: a read back costs as
-/// much again.
-const FETCH_MARGIN: f32 = 2.0;
+/// How much likelier a snapshot must be to be called next than the one that it replaces: a read
+/// that brings next to nothing wears the disk and keeps it from others.
+const FETCH_MARGIN: f32 = 1.5;
 
 /// Forecast-driven keep-alive, prewarming, victims and prefetching.
 #[derive(Clone, Debug)]
 pub struct Adaptive {
     history: History,
+    /// For a pool that is filled on demand.
     experts: Option<Experts>,
+    /// For a pool that is read into ahead of need, as soon as the caller asks what to read.
+    ranker: Option<Ranker>,
     price: Price,
     resume_s: f32,
     /// By function, where it is known; 0 elsewhere.
@@ -31,7 +31,7 @@ pub struct Adaptive {
 impl Adaptive {
     /// Share of held GPU time that is busy in the default setting: four fifths, and a little to be
     /// safe.
-    pub const DEFAULT_BUSY_SHARE: f64 = 0.81;
+    pub const DEFAULT_BUSY_SHARE: f64 = 0.805;
 
     /// A policy without history. `resume_ms` is the time of a start from the host pool.
     #[must_use]
@@ -39,6 +39,7 @@ impl Adaptive {
         Self {
             history: History::default(),
             experts: None,
+            ranker: None,
             price: Price::new(goal),
             resume_s: resume_ms as f32 / 1e3,
             resume_of_s: Vec::new(),
@@ -71,6 +72,9 @@ impl Adaptive {
         if let Some(known) = self.resume_of_s.get_mut(function.0 as usize) {
             *known = 0.0;
         }
+        if let Some(ranker) = &mut self.ranker {
+            ranker.forget(function);
+        }
         self.changed.retain(|other| *other != function);
     }
 
@@ -101,6 +105,9 @@ impl Adaptive {
 
 impl Policy for Adaptive {
     fn arrived(&mut self, now_ms: u64, function: FunctionIx, tenant: TenantIx) {
+        if let Some(ranker) = &mut self.ranker {
+            ranker.learn(now_ms, function, &self.history);
+        }
         let before = self.history.arrived(now_ms, function, tenant);
         if let Some(experts) = &mut self.experts {
             experts.arrived(now_ms, function, &self.history);
@@ -124,10 +131,22 @@ impl Policy for Adaptive {
     }
 
     fn victim(&mut self, now_ms: u64, _tier: Tier, candidates: &[FunctionIx]) -> usize {
+        if let Some(ranker) = &self.ranker {
+            return ranker.last(now_ms, candidates, &self.history);
+        }
         let experts = self
             .experts
             .get_or_insert_with(|| Experts::new(candidates.len()));
         experts.victim(now_ms, candidates, &self.history)
+    }
+
+    fn admits(&mut self, now_ms: u64, function: FunctionIx, resident: &[FunctionIx]) -> bool {
+        let Some(ranker) = &self.ranker else {
+            return true;
+        };
+        let last = resident[ranker.last(now_ms, resident, &self.history)];
+        let score = |function| ranker.score(now_ms, function, &self.history);
+        score(function) > score(last)
     }
 
     fn keep_until(
@@ -146,28 +165,22 @@ impl Policy for Adaptive {
     }
 
     fn fetch(&mut self, now_ms: u64, host: HostView<'_>) -> Option<Fetch> {
-        let need = |function: FunctionIx| self.need(now_ms, function, FETCH_HORIZON_S);
-        let by_need = |a: &(f32, FunctionIx), b: &(f32, FunctionIx)| a.0.total_cmp(&b.0);
-        let best = host
-            .on_file
-            .iter()
+        let ranker = self.ranker.get_or_insert_default();
+        let score = |function| ranker.score(now_ms, function, &self.history);
+        let outside = host.on_file.iter().copied();
+        let (best, load) = outside
             .filter(|function| host.resident.binary_search(function).is_err())
-            .map(|function| (need(*function), *function))
-            .max_by(by_need)?;
+            .map(|function| (score(function), function))
+            .max_by(|left, right| left.0.total_cmp(&right.0))?;
         if host.resident.len() < host.capacity {
-            return Some(Fetch {
-                load: best.1,
-                evict: None,
-            });
+            return Some(Fetch { load, evict: None });
         }
-        let worst = host
+        let last = host
             .resident
-            .iter()
-            .map(|function| (need(*function), *function))
-            .min_by(by_need)?;
-        (best.0 > FETCH_MARGIN * worst.0).then_some(Fetch {
-            load: best.1,
-            evict: Some(worst.1),
+            .get(ranker.last(now_ms, host.resident, &self.history))?;
+        (best > score(*last) + FETCH_MARGIN.ln()).then_some(Fetch {
+            load,
+            evict: Some(*last),
         })
     }
 }

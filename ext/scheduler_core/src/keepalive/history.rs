@@ -141,6 +141,21 @@ impl History {
         state.faded(now_ms) / (BASE_S * (1.0 - (-span_s / BASE_S).exp()))
     }
 
+    /// Calls of `function` that run.
+    pub(crate) fn running(&self, function: FunctionIx) -> u32 {
+        let state = self.functions.get(function.0 as usize);
+        state.map_or(0, |state| state.running)
+    }
+
+    /// Time since a call of `function` arrived last, seconds; since the first call of any when it
+    /// was never called.
+    pub(crate) fn age_s(&self, now_ms: u64, function: FunctionIx) -> f32 {
+        let called = self.functions.get(function.0 as usize);
+        let called = called.filter(|state| state.curve.is_some());
+        let since_ms = called.map(|state| state.at_ms).or(self.begin_ms);
+        (now_ms - since_ms.unwrap_or(now_ms)) as f32 / 1e3
+    }
+
     /// Mean time from arrival to end of a call of `function`, seconds (Little's law); 0 when none
     /// ended yet.
     pub(crate) fn service_s(&self, function: FunctionIx) -> f32 {

@@ -9,6 +9,7 @@ mod hazard;
 mod history;
 mod plan;
 mod price;
+mod ranker;
 mod tenants;
 
 pub use adaptive::Adaptive;
@@ -93,6 +94,13 @@ pub trait Policy {
     /// again at that time; an answer `<= now_ms` then means resume now.
     fn prewarm_at(&mut self, _now_ms: u64, _function: FunctionIx) -> Option<u64> {
         None
+    }
+
+    /// Whether the snapshot of `function`, which is not among the `resident` ones of a full host
+    /// pool, is to take the place of one of them: its worker starts from file or is parked. If so
+    /// the caller asks for the victim, else the snapshot stays on file only.
+    fn admits(&mut self, _now_ms: u64, _function: FunctionIx, _resident: &[FunctionIx]) -> bool {
+        true
     }
 
     /// What the idle disk should read into the host pool now.

@@ -11,7 +11,7 @@ mod report;
 mod trace;
 
 pub use caching::{optimum_misses, policy_misses};
-pub use clairvoyant::ClairvoyantPool;
+pub use clairvoyant::{Clairvoyant, ClairvoyantPool};
 pub use node::{Decision, NodeConfig, NodeRun, StartTier, simulate};
 pub use report::Summary;
 pub use trace::{Call, Trace, TraceError};

@@ -180,13 +180,17 @@ impl Node<'_> {
         self.at(now_ms + cost_ms, Event::Ready(worker));
     }
 
-    /// Puts `function` into the host pool, throwing another one out when it is full.
+    /// Puts `function` into the host pool, throwing another one out when it is full and the policy
+    /// wants that.
     pub(super) fn admit(&mut self, function: FunctionIx, whole_ms: u64) {
         if self.pool.holds(function) || self.pool.capacity() == 0 {
             return;
         }
         if self.pool.full() {
             let candidates = self.pool.resident().to_vec();
+            if !self.policy.admits(self.now_ms, function, &candidates) {
+                return;
+            }
             let out = candidates[self.policy.victim(self.now_ms, Tier::Host, &candidates)];
             self.evict(out);
         }
