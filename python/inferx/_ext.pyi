@@ -716,17 +716,19 @@ class SchedulerCore:
         `kind` is one of
         function (tenant, namespace, name, revision, cpu_millis, mem_mib, cache_mib,
         standby_mem_mib, gpu_type, gpu_count, vram_mib, contexts, standby_image_in_memory,
-        expected_cold_ms, expected_resume_ms, min_replica, max_replica, standby_per_node, parallel,
-        queue_len, queue_timeout_ms, wait_ratio_milli),
-        function_gone (its name), tenant (name, disabled, priority,
-        weight, allow_standby, max_replica,
-        min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit), namespace
-        (tenant, name, disabled), node (name, boot_id, ready, cpu_millis, mem_mib, cache_mib, gpus
-        as (index, type, vram_mib), context_overhead_mib, contexts_per_gpu_max, pods_max), node_lost
+        expected_cold_ms, expected_resume_ms, expected_host_ms, expected_file_ms, min_replica,
+        max_replica, standby_per_node, parallel, queue_len, queue_timeout_ms, wait_ratio_milli),
+        function_gone (its name), tenant (name, disabled, priority, weight, allow_standby,
+        max_replica, min_replica_cap, max_standby, max_gpu_milli, max_queue_len; None = no limit),
+        namespace (tenant, name, disabled), node (name, boot_id, ready, keeps_snapshots,
+        cpu_millis, mem_mib, cache_mib, gpus as (index, type, vram_mib), context_overhead_mib,
+        contexts_per_gpu_max, pods_max), node_lost
         (name), node_gone (name), pod (pod_id, node, tenant, namespace, name, revision, state,
         reason, cpu_millis, mem_mib, cache_mib, devices, gpu_mib per device, contexts per device),
         pod_gone (pod_id), start_result, park_result, terminate_result (pod_id, ok, code, reason,
-        gone, order).
+        gone, order, from_snapshot), snapshot (node, tenant, namespace, name, revision, state Done,
+        ScheduleFail or Cannot, tier host or file, size_mib, failures of this revision, reason),
+        snapshot_gone (node, tenant, namespace, name).
 
         `KeyError` or `ValueError` name an entry that is missing or wrong.
         """
@@ -741,9 +743,15 @@ class SchedulerCore:
         """Deeds since the last call, in order; `effect` is one of
         grant (ticket, lease_id, pod_id, slots, start), refuse (ticket, code, message,
         retry_after_ms), start and resume (pod_id, node, tenant, namespace, funcname, revision,
-        order, alloc, terminate, park: pods that make room), park and terminate (a pod).
+        order, alloc, save: the worker may be saved, terminate, park: pods that make room), park
+        and terminate (a pod).
         A result is told with `observe` and carries the order's number.
         """
+
+    def snapshot_news(self) -> list[dict[str, Any]]:
+        """Snapshot tasks that changed since the last call: tenant, namespace, funcname, node, and
+        state (Init, Scheduled, Done, ScheduleFail, Waiting, Cannot), revision, failures, size_mib,
+        reason, tier; without these when the task is forgotten."""
 
     def check(self, now_ms: int) -> None:
         """Panics when an invariant is broken; looks at everything, for tests."""
@@ -754,4 +762,5 @@ class SchedulerCore:
 
     def stats(self) -> dict[str, Any]:
         """Sums: functions, nodes, nodes_ready, pods by state, leases, tickets, gpu_mib_total,
-        gpu_mib_used, and counters of starts, parks, terminations, grants, refusals, expiries."""
+        gpu_mib_used, snapshot_tasks by state, and counters of starts, parks, terminations, grants,
+        refusals, expiries, snapshots that failed."""

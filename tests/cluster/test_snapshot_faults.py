@@ -46,6 +46,9 @@ async def test_a_worker_that_cannot_be_saved_serves(
     status = await node.status("p0")
     assert (answer.start, status["state"]) == ("cold", "Ready")
     assert "no snapshot: it cannot be saved" in status["reason"]
+    shown = (await snapshots(node))["f"]
+    assert (shown["state"], shown["failures"]) == ("Failed", 1)
+    assert "it cannot be saved" in shown["reason"]
     assert (await node.worker("p0", "/count")).json()["count"] == 1
     await end(node, "p0")
     tools.heal()
@@ -73,7 +76,11 @@ async def test_a_restore_that_fails_becomes_a_cold_start(
         assert (await node.worker(pod_id, "/count")).json()["count"] == 1
         shown = await snapshots(node)
         # It is not tried for ever: the second failure removes it, and a new one is taken.
-        assert shown["f"]["failures"] == failures if failures else "f" not in shown
+        if failures:
+            assert shown["f"]["failures"] == failures
+        else:
+            one = shown.get("f", {"state": "", "failures": 0})
+            assert one["state"] != "Ready" or not one["failures"]
         await end(node, pod_id)
     tools.heal()
     await node.create("p3", "count")

@@ -69,6 +69,15 @@ async def test_the_second_start_comes_from_the_snapshot_of_the_first(node: Node)
     assert (await snapshots(node))["f"]["restores"] == 1
 
 
+async def test_the_scheduler_says_whether_a_worker_may_be_saved(node: Node) -> None:
+    for pod_id, permitted in (("p0", False), ("p1", True)):
+        request = create_request(pod_id, "ok")
+        request.save_snapshot = permitted
+        assert (await call(node.pods.CreateFuncPod, request, 60)).start == "cold"
+        assert (await snapshots(node) == {}) or permitted
+    await published(node)
+
+
 async def test_one_snapshot_runs_as_three_at_once(node: Node) -> None:
     await first_start(node, "count")
     ids = ("a", "b", "c")

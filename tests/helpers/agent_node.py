@@ -110,8 +110,10 @@ async def until_shown(state: Any, function: str = "f", revision: int = 3) -> Non
     watch = state.Watch(ixmeta_pb2.ListRequestMessage(obj_type="snapshot"))
     async with asyncio.timeout(40):
         async for event in watch:
-            shown = json.loads(event.obj.data or "{}").get("spec", {})
-            if (event.obj.name, shown.get("fprevision")) == (function, revision):
+            raw = json.loads(event.obj.data or "{}")
+            shown, state = raw.get("spec", {}), raw.get("status", {}).get("state")
+            wanted = (function, revision, "Ready")
+            if (event.obj.name, shown.get("fprevision"), state) == wanted:
                 break
     watch.cancel()
 

@@ -1,7 +1,7 @@
 """An executable reference of the scheduler core, small enough to be checked by eye.
 
-Must never be fast or clever. It covers slots, tickets, replicas, back-off and time on a cluster
-with room for all; who makes room for whom is left to the simulation of the core.
+Must never be fast or clever. It covers slots, tickets, replicas, back-off, snapshot tasks and time
+on a cluster with room for all; who makes room for whom is left to the simulation of the core.
 """
 
 from __future__ import annotations
@@ -11,8 +11,21 @@ from itertools import count
 
 IDLE_PARK_MS = 5_000
 BACKOFF_MS, BACKOFF_MAX_MS = 1_000, 60_000
+SNAPSHOT_BACKOFF_MS, SNAPSHOT_BACKOFF_MAX_MS = 30_000, 3_600_000
+SNAPSHOT_WAIT_MS = 600_000
 
 Deed = tuple[object, ...]
+
+
+@dataclass
+class Task:
+    """The snapshot of a function on the one node. `saver` is the start that may save its worker."""
+
+    state: str = ""
+    failures: int = 0
+    told: int = 0
+    saver: Pod | None = None
+    due_ms: int | None = None
 
 
 @dataclass
@@ -25,6 +38,7 @@ class Function:
     queue_len: int
     failures: int = 0
     retry_ms: int = 0
+    task: Task = field(default_factory=Task)
 
 
 @dataclass
@@ -122,6 +136,7 @@ class Reference:
     def started(self, pod: Pod, ok: bool) -> None:
         """A start succeeded, or failed and left nothing."""
         function = pod.function
+        self.saver_is_over(function.task, pod, ok)
         if ok:
             pod.state, pod.used_ms = "open", self.now_ms
             function.failures = function.retry_ms = 0
@@ -141,9 +156,29 @@ class Reference:
         self.end(pod)
         self.serve(pod.function)
 
+    def saved(self, function: Function) -> None:
+        """The node has the snapshot."""
+        function.task = Task("Done", saver=function.task.saver)
+
+    def not_saved(self, function: Function) -> None:
+        """The node tells of one more attempt that failed."""
+        function.task.told += 1
+        self.count_failure(function.task)
+
+    def removed(self, function: Function) -> None:
+        """The node has the snapshot no longer."""
+        if function.task.state == "Done":
+            function.task.state = "Waiting"
+
     def tick(self, now_ms: int) -> None:
-        """Deadlines, idle pods, retries."""
+        """Deadlines, snapshots, idle pods, retries."""
         self.now_ms = now_ms
+        for task in (function.task for function in self.functions.values()):
+            if task.due_ms is not None and task.due_ms <= now_ms:
+                if task.state == "Scheduled":
+                    self.count_failure(task)  # nothing was heard of it
+                else:
+                    task.state, task.due_ms = "Waiting", None
         for ticket in [t for t in self.tickets if t.deadline_ms <= now_ms]:
             self.tickets.remove(ticket)
             self.deeds.append(("refuse", ticket.number))
@@ -171,14 +206,36 @@ class Reference:
         wanted = sum(want(function, ticket.slots) for ticket in self.waiting(function))
         lacking = -(-max(0, wanted - coming) // function.parallel)
         while lacking and self.may_start(function):
-            self.pods.append(Pod(next(self._pods), function, used_ms=self.now_ms))
-            self.deeds.append(("start", function.name))
+            pod = Pod(next(self._pods), function, used_ms=self.now_ms)
+            self.pods.append(pod)
+            self.deeds.append(("start", function.name, self.may_save(function.task, pod)))
             lacking -= 1
         backs_off = function.retry_ms > self.now_ms or function.max_replica == 0
         if lacking and backs_off and not self.running(function):
             for ticket in self.waiting(function):
                 self.tickets.remove(ticket)
                 self.deeds.append(("refuse", ticket.number))
+
+    def may_save(self, task: Task, pod: Pod) -> bool:
+        """Not while another start may, nor while it backs off; a snapshot that is there may turn
+        out to be of no use."""
+        if task.state in ("", "Waiting") and task.saver is None:
+            task.state, task.saver, task.due_ms = "Scheduled", pod, None
+            return True
+        return task.state == "Done"
+
+    def saver_is_over(self, task: Task, pod: Pod, ok: bool) -> None:
+        if task.saver is pod:
+            task.saver = None
+            if task.state == "Scheduled" and ok:
+                task.due_ms = self.now_ms + SNAPSHOT_WAIT_MS
+            elif task.state == "Scheduled":
+                task.state = "Waiting"
+
+    def count_failure(self, task: Task) -> None:
+        task.state, task.failures = "ScheduleFail", max(task.failures + 1, task.told)
+        backoff_ms = min(SNAPSHOT_BACKOFF_MS << (task.failures - 1), SNAPSHOT_BACKOFF_MAX_MS)
+        task.due_ms = self.now_ms + backoff_ms
 
     def may_start(self, function: Function) -> bool:
         backs_off = function.retry_ms > self.now_ms

@@ -23,11 +23,14 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
 
     def __init__(self, name: str = "n1") -> None:
         self.name = name
-        self.view = ObjectView()
+        self.view = ObjectView("", ("node", "pod", "snapshot"))
         self.asked: list[tuple[str, str]] = []
         self.epochs: set[int] = set()
         self.failure: InferxError | None = None
         self.max_pods = 0
+        self.keeps_snapshots = False
+        self.saves: list[bool] = []  # of each start: may its worker be saved?
+        self._kept: set[tuple[str, str, str]] = set()
         self.gate = asyncio.Event()
         self.gate.set()
         self._servers: list[Server] = []
@@ -46,6 +49,7 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
             podmgr_port=self._servers[0].port,
             state_port=self._servers[1].port,
             boot_id="boot",
+            keeps_snapshots=self.keeps_snapshots,
             resources=NodeResources(8_000, 16_000, 0, gpus, 450, 1, self.max_pods),
         )
 
@@ -56,6 +60,13 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
         pod = self._pods[pod_id]
         pod["object"]["status"] |= status
         self.view.put(codec.parse_manifest(pod)[0])
+
+    def show_snapshot(self, key: tuple[str, str, str], revision: int, **status: Any) -> None:
+        """Show a snapshot of a function, which later starts come from, or why there is none."""
+        spec = {"funcname": key[2], "fprevision": revision, "node": self.name}
+        self.view.put(codec.new("snapshot", key, {"spec": spec, "status": status}))
+        if status["state"] == "Ready":
+            self._kept.add(key)
 
     def forget(self, pod_id: str) -> None:
         """The pod ends."""
@@ -77,6 +88,7 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
             self._show(victim.id, state="Standby")
         if self.failure is not None:
             raise self.failure
+        self.saves.append(request.save_snapshot)
         spec = {
             "funcname": request.funcname,
             "fprevision": request.fprevision,
@@ -93,7 +105,9 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
         self._show(request.id)
         await self.gate.wait()
         self._show(request.id, state="Ready", ip="127.0.0.1", port=7_000)
-        return pb.CreateFuncPodResp(ipaddress=LOOPBACK, port=7_000)
+        key = (request.tenant, request.namespace, request.funcname)
+        start = "snapshot" if key in self._kept else "cold"
+        return pb.CreateFuncPodResp(ipaddress=LOOPBACK, port=7_000, start=start)
 
     async def ResumePod(self, request: pb.ResumePodReq, context: Any) -> pb.ResumePodResp:
         self._note("resume", request)

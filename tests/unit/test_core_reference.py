@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from hypothesis import settings
@@ -34,7 +35,10 @@ class CoreAgainstReference(RuleBasedStateMachine):
         self.lease_ids: dict[int, int] = {}
         self.asked = 0
         gpus = [(index, "A", GPU_MIB) for index in range(32)]
-        self.observe("node", name="n", ready=True, cpu_millis=10**6, mem_mib=10**6, gpus=gpus)
+        self.observe(
+            "node", name="n", ready=True, keeps_snapshots=True,
+            cpu_millis=10**6, mem_mib=10**6, gpus=gpus,
+        )  # fmt: skip
         for known in FUNCTIONS:
             function = Function(known.name, known.parallel, known.max_replica, known.queue_len)
             self.model.functions[known.name] = function
@@ -130,7 +134,22 @@ class CoreAgainstReference(RuleBasedStateMachine):
         self.model.kill(pod)
         self.compare()
 
-    @rule(pause_ms=st.sampled_from([1, 300, 1_000, 4_999, 5_000, 30_000]))
+    @rule(name=st.sampled_from(["one", "few", "many"]), what=st.sampled_from(["Done", "Fail", ""]))
+    def snapshot(self, name: str, what: str) -> None:
+        function = self.model.functions[name]
+        {"Done": self.model.saved, "Fail": self.model.not_saved, "": self.model.removed}[what](
+            function
+        )
+        place = {"tenant": "t", "namespace": "n", "name": name, "node": "n"}
+        if what == "":
+            self.observe("snapshot_gone", **place)
+        else:
+            state = "Done" if what == "Done" else "ScheduleFail"
+            failures = function.task.told
+            self.observe("snapshot", **place, revision=1, state=state, failures=failures)
+        self.compare()
+
+    @rule(pause_ms=st.sampled_from([1, 300, 1_000, 4_999, 5_000, 30_000, 700_000]))
     def time_passes(self, pause_ms: int) -> None:
         now_ms = self.model.now_ms + pause_ms
         while (at_ms := self.core.next_wakeup_ms()) is not None and at_ms < now_ms:
@@ -191,6 +210,9 @@ class CoreAgainstReference(RuleBasedStateMachine):
             len(self.model.leases),
         )
         assert stats["gpu_mib_used"] == GPU_MIB * len(self.model.pods)
+        told = [f.task.state for f in self.model.functions.values() if f.task.state]
+        counts = stats["snapshot_tasks"].items()
+        assert {state: count for state, count in counts if count} == Counter(told)
 
 
 def deed_of(effect: dict[str, Any], numbers: dict[str, int]) -> Deed:
@@ -201,7 +223,7 @@ def deed_of(effect: dict[str, Any], numbers: dict[str, int]) -> Deed:
         case "refuse":
             return ("refuse", effect["ticket"])
         case "start":
-            return ("start", effect["funcname"])
+            return ("start", effect["funcname"], effect["save"])
         case other:
             return (other, numbers[effect["pod_id"]])
 

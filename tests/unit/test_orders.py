@@ -18,7 +18,7 @@ from tests.helpers.state_client import until
 
 POD = {
     "tenant": "t", "namespace": "n", "funcname": "f", "revision": 1, "pod_id": "p1", "node": "n1",
-    "alloc": {}, "terminate": [], "park": [],
+    "alloc": {}, "save": False, "terminate": [], "park": [],
 }  # fmt: skip
 START = {**POD, "effect": "start", "order": 1}
 END = {**POD, "effect": "terminate", "order": 2}

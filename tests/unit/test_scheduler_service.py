@@ -54,6 +54,7 @@ class Cluster:
         self.state = stub(self._channel)
         await self.create("tenant", ("system", "system", "t"), {"spec": {}})
         await self.create("namespace", ("t", "system", "n"), {"spec": {}})
+        self.agent.keeps_snapshots = True
         node = await self.agent.start()
         await self.create("node", ("system", "system", "n1"), node.to_raw())
         await self.start_scheduler()
@@ -123,6 +124,21 @@ class Cluster:
     async def give_back(self, lease: Any, failed: bool = False) -> None:
         request = pb.ReturnWorkerReq(lease_id=lease.lease_id, id=lease.id, failworker=failed)
         await client.call(self.gateway.ReturnWorker, request)
+
+    async def snapshots(self) -> dict[str, dict[str, Any]]:
+        """What is recorded of snapshots, by function."""
+        request = ixmeta_pb2.ListRequestMessage(obj_type="snapshot")
+        listed = await client.call(self.state.List, request)
+        raws = [json.loads(obj.data) for obj in listed.objs]
+        return {raw["spec"]["funcname"]: {**raw["spec"], **raw["status"]} for raw in raws}
+
+    async def recorded(self, function: str, state: str) -> dict[str, Any]:
+        """The function's snapshot, once it is recorded in that state."""
+        async with asyncio.timeout(20):
+            known: dict[str, Any] = {}
+            while known.get("state") != state:
+                known = (await self.snapshots()).get(function, {})
+        return known
 
     async def pods(self) -> list[dict[str, Any]]:
         request = ixmeta_pb2.ListRequestMessage(obj_type="pod")
@@ -310,3 +326,48 @@ async def test_a_new_leader_tells_every_agent_its_epoch_before_it_serves(cluster
     await cluster.start_scheduler()
     assert cluster.scheduler.epoch > before
     assert cluster.agent.epochs == {before, cluster.scheduler.epoch}
+
+
+async def test_a_snapshot_is_permitted_recorded_and_restored(cluster: Cluster) -> None:
+    revision = await cluster.function("f", standby_per_node=0)
+    lease = await cluster.lease("f")
+    assert (lease.start, cluster.agent.saves) == ("cold", [True])
+    known = await cluster.recorded("f", "Scheduled")
+    assert (known["node"], known["fprevision"]) == ("n1", revision)
+    cluster.agent.show_snapshot(("t", "n", "f"), revision, state="Ready", size_mb=7, tier="host")
+    known = await cluster.recorded("f", "Done")
+    assert (known["size_mb"], known["tier"]) == (7, "host")
+    await client.call(cluster.gateway.KillPod, pb.KillPodReq(id=lease.id))
+    assert (await cluster.lease("f")).start == "snapshot"
+    await cluster.stop_scheduler()
+    await cluster.start_scheduler()
+    assert (await cluster.recorded("f", "Done"))["size_mb"] == 7
+    request = ixmeta_pb2.DeleteRequestMessage(
+        obj_type="function", tenant="t", namespace="n", name="f"
+    )
+    await client.call(cluster.state.Delete, request)
+    async with asyncio.timeout(20):
+        while await cluster.snapshots():
+            pass
+
+
+async def test_a_snapshot_that_fails_is_counted_and_backs_off(cluster: Cluster) -> None:
+    revision = await cluster.function("f", standby_per_node=0)
+    lease = await cluster.lease("f")
+    failed = {"state": "Failed", "failures": 1, "reason": "the disk is full"}
+    cluster.agent.show_snapshot(("t", "n", "f"), revision, **failed)
+    known = await cluster.recorded("f", "ScheduleFail")
+    assert (known["failures"], known["reason"]) == (1, "the disk is full")
+    await client.call(cluster.gateway.KillPod, pb.KillPodReq(id=lease.id))
+    await cluster.lease("f")
+    assert cluster.agent.saves == [True, False], "the call is served without another attempt"
+
+
+async def test_a_node_without_snapshots_says_so(cluster: Cluster) -> None:
+    cluster.agent.keeps_snapshots = False
+    await cluster.agent.stop()
+    node = await cluster.agent.start()
+    await cluster.replace("node", ("system", "system", "n1"), node.to_raw())
+    await cluster.function("f")
+    await cluster.lease("f")
+    assert (await cluster.recorded("f", "Cannot"))["reason"] == "node n1 keeps no snapshots"

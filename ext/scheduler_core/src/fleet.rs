@@ -128,9 +128,40 @@ impl Fleet {
         )
     }
 
+    /// The same among some nodes only, those that have a snapshot for instance.
+    pub fn choose_among(
+        &mut self,
+        request: &Request,
+        nodes: &[NodeId],
+        now_ms: u64,
+    ) -> Option<(NodeId, Holding)> {
+        if nodes.is_empty() {
+            return None;
+        }
+        self.refresh(now_ms);
+        if let Some(asked) = self.translate(request) {
+            let entries = nodes.iter().filter_map(|id| self.indexed.get(id)?.entry);
+            let entries: Vec<place::NodeId> = entries.collect();
+            if let Some(choice) = self.placer.best_among(&asked, &entries)
+                && let Some(found) = self.confirm(&choice, request)
+            {
+                return Some(found);
+            }
+        }
+        let nodes = nodes
+            .iter()
+            .filter_map(|id| Some((*id, self.nodes.get(id)?)));
+        place(nodes, request, now_ms).ok()
+    }
+
     fn by_index(&mut self, request: &Request) -> Option<(NodeId, Holding)> {
         let asked = self.translate(request)?;
         let choice = self.placer.decide(&asked)?;
+        self.confirm(&choice, request)
+    }
+
+    /// What the ledger says to an answer of the index.
+    fn confirm(&self, choice: &place::Choice, request: &Request) -> Option<(NodeId, Holding)> {
         let id = *self.numbers.get(&choice.node)?;
         let ledger = &self.nodes[&id].ledger;
         let gpus = &ledger.capacity.gpus;

@@ -68,6 +68,27 @@ impl Ledger {
         share.map_or((0, 0), |share| (share.mib, share.contexts))
     }
 
+    /// Could the request fit here if nothing were taken? Answers by capacity alone, and may say yes
+    /// to what `fit` refuses all the same.
+    pub fn could_take(&self, request: &Request) -> bool {
+        let has = &self.capacity;
+        let host = request.cpu_millis <= has.cpu_millis && request.mem_mib <= has.mem_mib;
+        let cache = has.cache_mib == 0 || request.cache_mib <= has.cache_mib;
+        let Some(gpu) = request.gpu.as_ref().filter(|gpu| gpu.count > 0) else {
+            return host && cache;
+        };
+        let any = gpu.kind.is_empty() || gpu.kind.eq_ignore_ascii_case("any");
+        let overhead_mib = has.context_overhead_mib * u64::from(gpu.contexts);
+        let needed_mib = match gpu.vram_mib {
+            0 => 0, // whole GPUs, whatever they have
+            mib => mib + overhead_mib,
+        };
+        let fits = |own: &&GpuCapacity| {
+            (any || own.kind.eq_ignore_ascii_case(&gpu.kind)) && needed_mib <= own.vram_mib
+        };
+        host && cache && has.gpus.iter().filter(fits).count() >= gpu.count as usize
+    }
+
     /// The holding that `request` would take here, on the fullest GPUs that fit, or what is
     /// missing.
     pub fn fit(&self, request: &Request) -> Result<Holding, Shortage> {

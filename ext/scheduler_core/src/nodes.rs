@@ -6,7 +6,7 @@ use std::fmt;
 pub use crate::ledger::Ledger;
 
 /// Number of a node inside one core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u32);
 
 /// One GPU of a node.
@@ -210,6 +210,7 @@ pub struct Node {
     /// Faults in a row, and when the next start may be tried there (ms).
     pub faults: u32,
     pub retry_at_ms: u64,
+    pub keeps_snapshots: bool,
 }
 
 impl Node {

@@ -87,9 +87,9 @@ class Ladder:
         snapshots.used(subject)
         return True
 
-    def wants_snapshot(self, subject: Subject) -> bool:
+    def wants_snapshot(self, subject: Subject, permitted: bool | None) -> bool:
         """Whether the pod's worker should be saved before it serves."""
-        return self._snapshots is not None and self._snapshots.wants(subject)
+        return self._snapshots is not None and self._snapshots.wants(subject, permitted)
 
     async def save(self, subject: Subject, worker: Worker, gpu: GpuSide, *, must: bool) -> None:
         """Save the worker; with `must`, or when it cannot serve any more, a failure is raised."""

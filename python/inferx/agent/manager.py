@@ -72,6 +72,7 @@ class CreateRequest:
     terminate: Sequence[PodKey] = ()
     park: Sequence[PodKey] = ()
     purpose: str = "serve"
+    save: bool | None = None  # may its worker be saved? None = as the agent thinks fit
 
 
 class Manager:
@@ -278,6 +279,7 @@ class Manager:
                 labels=request.labels,
                 annotations=request.annotations,
                 purpose=request.purpose,
+                save=request.save,
             )
             pod = Pod(self._tools, folder, record)
         except OSError as error:

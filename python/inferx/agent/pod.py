@@ -231,7 +231,7 @@ class Pod:
         worker = self._hold(await self.tools.runtime.start(self._worker_spec()))
         self._state.move("started", ladder.say("loading"))
         await self._prove(worker, sample_of(self.launch).loading_timeout_s)
-        if not ladder.wants_snapshot(subject):
+        if not ladder.wants_snapshot(subject, self.record.save):
             self._state.move("probe_ok", ladder.say())
             return
         # Before the first call: the image holds nobody's request and no connection, and only the

@@ -33,6 +33,7 @@ class Record:
     ip: str = ""  # the worker's address, once it has one
     start: str = "cold"
     purpose: str = "serve"  # "snapshot": it ends once its snapshot is taken
+    save: bool | None = None  # may its worker be saved? None = as the agent thinks fit
     reason: str = ""
     error: str | None = None
     labels: dict[str, str] = field(default_factory=dict)

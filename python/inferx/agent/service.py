@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
             terminate=_keys(request.terminate_pods),
             park=_keys(request.park_pods),
             purpose="snapshot" if only_snapshot else "serve",
+            save=request.save_snapshot if request.HasField("save_snapshot") else None,
         )
         if only_snapshot:
             await self._manager.take_snapshot(create)
@@ -161,6 +162,7 @@ class Agent:
             grace_s=options.grace_s,
         )
         self.manager = Manager(config.node_name, parts, self.view, config.data_dir / "pods")
+        self._keeps_snapshots = parts.snapshots is not None
         self._servers: list[Server] = []
         self.podmgr_port = self.state_port = 0
         self._registrar: Registrar | None = None
@@ -185,7 +187,10 @@ class Agent:
         )
         self._servers.append(state)
         self.podmgr_port, self.state_port = pods.port, state.port
-        node = describe_node(config, self.ledger, pods.port, state.port)
+        node = replace(
+            describe_node(config, self.ledger, pods.port, state.port),
+            keeps_snapshots=self._keeps_snapshots,
+        )
         self.view.show_node(config.node_name, node)
         self._registrar = Registrar(
             config.state_svc_addrs,

@@ -14,20 +14,25 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from inferx._ext import SnapshotError, SnapshotStore, SoftDevice
 from inferx.agent import metrics
+from inferx.agent.entries import Draft, Entry, Function, describe, describe_failure, memory_ids
 from inferx.agent.gpuside import GpuSide, Lost, Saved
 from inferx.agent.identity import Subject, identity_of, own_differences
 from inferx.agent.runtimes.protocol import Checkpoints, Worker
 from inferx.agent.spec import parse_launch
 from inferx.agent.tiers.memory import GpuMemory
-from inferx.agent.vram import item_id
 from inferx.domain.cluster import Snapshot
-from inferx.errors import BadRequest, InferxError, NotFound, StartFailed, Unavailable
+from inferx.errors import (
+    BadRequest,
+    InferxError,
+    NotFound,
+    StartFailed,
+    Unavailable,
+)
 
 log = logging.getLogger("inferx.agent.snapshots")
 
@@ -35,45 +40,6 @@ SAVE_TRIES_MAX = 3  # of a revision that cannot be saved; then it always starts 
 RESTORE_FAILURES_MAX = 2  # then the snapshot is removed, and a new one is taken
 IMAGES = "criu"
 _MIB = 1 << 20
-
-Function = tuple[str, str, str]
-
-
-@dataclass
-class Entry:
-    """One published snapshot."""
-
-    id: str
-    function: Function
-    revision: int
-    size_bytes: int
-    created_ms: int
-    restores: int = 0
-    failures: int = 0
-    reason: str = ""
-    memory: Saved | None = None
-    # What its files looked like when every byte of them was last checked.
-    checked: tuple[tuple[str, int, int, int], ...] = ()
-
-    def memory_ids(self) -> dict[str, dict[str, int]]:
-        """Ids in the tiers, each with its regions' sizes in MiB."""
-        return _memory_ids(self.memory) if self.memory is not None else {}
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What was saved and is not published yet."""
-
-    id: str
-    identity: dict[str, Any]
-    memory: Saved | None
-    save_ms: int
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """What the manifest says besides the identity."""
-        gpu = {"gpu_memory": asdict(self.memory)} if self.memory is not None else {}
-        return {"save_ms": self.save_ms, **gpu}
 
 
 class Snapshots:
@@ -85,7 +51,7 @@ class Snapshots:
         folder: Path,
         checkpoints: Checkpoints,
         budget_mb: int,
-        report: Callable[[Entry, Snapshot | None], None],
+        report: Callable[[Function, Snapshot | None], None],
         node: str,
         memory: GpuMemory | None = None,
     ) -> None:
@@ -111,12 +77,14 @@ class Snapshots:
 
     # ---- taking ----
 
-    def wants(self, subject: Subject) -> bool:
-        """Whether a snapshot of this revision should be taken."""
+    def wants(self, subject: Subject, permitted: bool | None = None) -> bool:
+        """Whether a snapshot of this revision should be taken. Where the scheduler says whether it
+        may be (`permitted`), it also counts the failures and backs off."""
         entry = self._entries.get(subject.function)
         has = entry is not None and entry.revision == subject.key.fprevision
         tried = self._tries[subject.function, subject.key.fprevision]
-        return not has and subject.function not in self._saving and tried < SAVE_TRIES_MAX
+        may = tried < SAVE_TRIES_MAX if permitted is None else permitted
+        return may and not has and subject.function not in self._saving
 
     async def save(self, subject: Subject, worker: Worker, gpu: GpuSide | None = None) -> None:
         """Write the worker's image; it is published in the background, the worker runs on.
@@ -128,9 +96,11 @@ class Snapshots:
         self._saving.add(subject.function)
         try:
             draft, saved = await self._draft(subject, worker, gpu)
-        except BaseException:
+        except BaseException as error:
             metrics.saved("not saved")
             self._saving.discard(subject.function)
+            if isinstance(error, InferxError):
+                self._show_failure(subject, error)
             raise
         task = asyncio.create_task(self._publish(subject, draft, saved))
         self._publishing.add(task)
@@ -202,6 +172,7 @@ class Snapshots:
             metrics.saved("not kept")
             await self._forget_memory(saved.memory)
             log.error("snapshot of %s is not kept: %s", "/".join(subject.function), error)
+            self._show_failure(subject, error)
             return
         finally:
             self._saving.discard(subject.function)
@@ -214,6 +185,7 @@ class Snapshots:
         except (OSError, SnapshotError) as error:
             log.error("snapshot of %s was not written well: %s", "/".join(subject.function), error)
             await self._remove(entry)
+            self._show_failure(subject, error)
             return
         older = self._entries.get(subject.function)
         self._entries[subject.function] = entry
@@ -297,8 +269,11 @@ class Snapshots:
         parts = funckey.split("/")
         if len(parts) not in (3, 4) or not all(parts) or (parts[3:] and not parts[3].isdigit()):
             raise BadRequest(f"funckey: {funckey!r} is not tenant/namespace/function[/revision]")
-        entry = self._entries.get((parts[0], parts[1], parts[2]))
-        if entry is not None and (not parts[3:] or entry.revision == int(parts[3])):
+        function = (parts[0], parts[1], parts[2])
+        entry = self._entries.get(function)
+        if entry is None:
+            self._report(function, None)  # why there is none is not worth a word any more
+        elif not parts[3:] or entry.revision == int(parts[3]):
             await self._remove(entry)
 
     @property
@@ -375,7 +350,7 @@ class Snapshots:
 
     async def _forget_memory(self, memory: Saved | None) -> None:
         if memory is not None and self._memory is not None:
-            for id in _memory_ids(memory):
+            for id in memory_ids(memory):
                 await self._memory.forget(id)
 
     def _used_at(self, entry: Entry) -> float:
@@ -397,31 +372,16 @@ class Snapshots:
             log.error("GPU memory of snapshot %s cannot be removed: %s", entry.id, error)
         self._account()
         if entry.function not in self._entries:
-            self._report(entry, None)
+            self._report(entry.function, None)
+
+    def _show_failure(self, subject: Subject, error: Exception) -> None:
+        """Show that there is no snapshot of this revision, how often it was tried, and why."""
+        tries = self._tries[subject.function, subject.key.fprevision]
+        self._report(subject.function, describe_failure(subject, self._node, tries, error))
 
     def _show(self, entry: Entry) -> None:
         self._account()
-        shown = Snapshot(
-            funcname=entry.function[2],
-            fprevision=entry.revision,
-            node=self._node,
-            state="Ready",
-            size_mb=entry.size_bytes // _MIB,
-            restores=entry.restores,
-            failures=entry.failures,
-            reason=entry.reason,
-        )
-        self._report(entry, shown)
-
-
-def _memory_ids(memory: Saved) -> dict[str, dict[str, int]]:
-    """Ids in the tiers, each with its regions' sizes in MiB."""
-    found: dict[str, dict[str, int]] = {}
-    for region in memory.regions:
-        if region["saved"]:
-            id = item_id(memory.base, region["device"])
-            found.setdefault(id, {})[region["name"]] = region["mib"]
-    return found
+        self._report(entry.function, describe(entry, self._node))
 
 
 def _files_of(draft: Path) -> tuple[dict[str, Path], int]:

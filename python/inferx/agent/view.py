@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from inferx._ext import __version__
+from inferx.agent.entries import Function
 from inferx.agent.pod import Pod
-from inferx.agent.snapshots import Entry
 from inferx.agent.spec import devices_of
 from inferx.domain import cluster, codec
 from inferx.domain.cluster import Node, Snapshot
@@ -66,12 +66,12 @@ class AgentView:
             )
         )
 
-    def show_snapshot(self, entry: Entry, snapshot: Snapshot | None) -> None:
+    def show_snapshot(self, function: Function, snapshot: Snapshot | None) -> None:
         """Show a function's snapshot, or (None) that there is none any more."""
         if snapshot is None:
-            self.servicer.remove("snapshot", entry.function)
+            self.servicer.remove("snapshot", function)
         else:
-            self.servicer.put(codec.new("snapshot", entry.function, snapshot.to_raw()))
+            self.servicer.put(codec.new("snapshot", function, snapshot.to_raw()))
 
     def remove_pod(self, pod: Pod) -> None:
         """Stop showing the pod."""

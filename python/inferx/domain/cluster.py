@@ -50,6 +50,7 @@ class Node:
     state: str = "Ready"
     reason: str = ""
     vram_used_mb: tuple[int, ...] = ()
+    keeps_snapshots: bool = False
 
     def to_raw(self) -> dict[str, Any]:
         """The `object` member of a node object."""
@@ -61,6 +62,7 @@ class Node:
                 "state_port": self.state_port,
                 "runtime": self.runtime,
                 "boot_id": self.boot_id,
+                "snapshots": self.keeps_snapshots,
                 "resources": {
                     "CPU": resources.cpu_millis,
                     "Mem": resources.mem_mb,
@@ -176,7 +178,11 @@ class Pod:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored worker of one function revision on a node."""
+    """A stored worker of one function revision on a node, or why there is none.
+
+    `state` is Ready, Failed or Cannot where the agent shows it, and the state of the scheduler's
+    task (Init, Scheduled, Done, ScheduleFail, Waiting, Cannot) in the store.
+    """
 
     funcname: str
     fprevision: int
@@ -184,8 +190,9 @@ class Snapshot:
     state: str = ""
     size_mb: int = 0
     restores: int = 0
-    failures: int = 0  # restores since the last good one that did not get ready
+    failures: int = 0  # restores since the last good one, or attempts to save, that failed
     reason: str = ""
+    tier: str = "file"  # where its bytes are: host (memory) or file
 
     def to_raw(self) -> dict[str, Any]:
         """The `object` member of a snapshot object."""
@@ -201,6 +208,7 @@ class Snapshot:
                 "restores": self.restores,
                 "failures": self.failures,
                 "reason": self.reason,
+                "tier": self.tier,
             },
         }
 
@@ -240,6 +248,7 @@ def read_node(fields: Fields) -> Node:
         state_port=spec.integer("state_port", low=1, high=65535),
         runtime=spec.string("runtime", "process"),
         boot_id=spec.string("boot_id", ""),
+        keeps_snapshots=spec.boolean("snapshots", False),
         resources=_read_node_resources(spec.child("resources")),
         state="Ready" if status is None else status.string("state", "Ready"),
         reason="" if status is None else status.string("reason", ""),
@@ -335,6 +344,7 @@ def _read_snapshot_status(fields: Fields) -> dict[str, Any]:
         "restores": fields.integer("restores", 0),
         "failures": fields.integer("failures", 0),
         "reason": fields.string("reason", ""),
+        "tier": fields.string("tier", "file"),
     }
 
 

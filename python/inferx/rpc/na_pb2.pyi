@@ -244,7 +244,7 @@ class ParkPodResp(_message.Message):
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
 class CreateFuncPodReq(_message.Message):
-    __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id", "labels", "annotations", "create_type", "funcspec", "alloc_resources", "resource_quota", "terminate_pods", "epoch", "park_pods")
+    __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id", "labels", "annotations", "create_type", "funcspec", "alloc_resources", "resource_quota", "terminate_pods", "epoch", "park_pods", "save_snapshot")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     FUNCNAME_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +259,7 @@ class CreateFuncPodReq(_message.Message):
     TERMINATE_PODS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PARK_PODS_FIELD_NUMBER: _ClassVar[int]
+    SAVE_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     namespace: str
     funcname: str
@@ -273,7 +274,8 @@ class CreateFuncPodReq(_message.Message):
     terminate_pods: _containers.RepeatedCompositeFieldContainer[TerminatePodReq]
     epoch: int
     park_pods: _containers.RepeatedCompositeFieldContainer[ParkPodReq]
-    def __init__(self, tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., funcname: _Optional[str] = ..., fprevision: _Optional[int] = ..., id: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[KV, _Mapping]]] = ..., annotations: _Optional[_Iterable[_Union[KV, _Mapping]]] = ..., create_type: _Optional[_Union[CreatePodType, str]] = ..., funcspec: _Optional[str] = ..., alloc_resources: _Optional[str] = ..., resource_quota: _Optional[str] = ..., terminate_pods: _Optional[_Iterable[_Union[TerminatePodReq, _Mapping]]] = ..., epoch: _Optional[int] = ..., park_pods: _Optional[_Iterable[_Union[ParkPodReq, _Mapping]]] = ...) -> None: ...
+    save_snapshot: bool
+    def __init__(self, tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., funcname: _Optional[str] = ..., fprevision: _Optional[int] = ..., id: _Optional[str] = ..., labels: _Optional[_Iterable[_Union[KV, _Mapping]]] = ..., annotations: _Optional[_Iterable[_Union[KV, _Mapping]]] = ..., create_type: _Optional[_Union[CreatePodType, str]] = ..., funcspec: _Optional[str] = ..., alloc_resources: _Optional[str] = ..., resource_quota: _Optional[str] = ..., terminate_pods: _Optional[_Iterable[_Union[TerminatePodReq, _Mapping]]] = ..., epoch: _Optional[int] = ..., park_pods: _Optional[_Iterable[_Union[ParkPodReq, _Mapping]]] = ..., save_snapshot: _Optional[bool] = ...) -> None: ...
 
 class CreateFuncPodResp(_message.Message):
     __slots__ = ("error", "ipaddress", "port", "start")

@@ -201,6 +201,10 @@ class Brain:
         """Sums of the core."""
         return self._core.stats()
 
+    def snapshot_news(self) -> list[dict[str, Any]]:
+        """Snapshot tasks that changed since the last call."""
+        return self._core.snapshot_news()
+
     # ---- inside ----
 
     def close(self) -> None:

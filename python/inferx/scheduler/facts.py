@@ -8,7 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from inferx.domain.meta import Object
-from inferx.domain.objects import FuncPolicy, FunctionSpec, Namespace, Node, Pod, Tenant
+from inferx.domain.objects import (
+    FuncPolicy,
+    FunctionSpec,
+    Namespace,
+    Node,
+    Pod,
+    Snapshot,
+    Tenant,
+)
+
+# What an agent shows of a snapshot, in the words of the scheduler's tasks.
+_TASK_STATES = {"Ready": "Done", "Failed": "ScheduleFail", "Cannot": "Cannot"}
 
 
 def function_fact(obj: Object[FunctionSpec], policy: FuncPolicy) -> dict[str, Any]:
@@ -88,6 +99,7 @@ def node_fact(name: str, node: Node, ready: bool) -> dict[str, Any]:
         "name": name,
         "boot_id": node.boot_id,
         "ready": ready and node.state == "Ready",
+        "keeps_snapshots": node.keeps_snapshots,
         "cpu_millis": resources.cpu_millis,
         "mem_mib": resources.mem_mb,
         "cache_mib": resources.cache_mem_mb,
@@ -96,6 +108,29 @@ def node_fact(name: str, node: Node, ready: bool) -> dict[str, Any]:
         "contexts_per_gpu_max": resources.max_context_per_gpu,
         "pods_max": resources.max_pods,
     }
+
+
+def snapshot_fact(node: str, obj: Object[Snapshot], gone: bool = False) -> dict[str, Any]:
+    """What the agent of `node` shows of a function's snapshot, or that it shows nothing more."""
+    tenant, namespace, _ = obj.key
+    snapshot = obj.spec
+    fact: dict[str, Any] = {
+        "kind": "snapshot_gone" if gone else "snapshot",
+        "node": node,
+        "tenant": tenant,
+        "namespace": namespace,
+        "name": snapshot.funcname,
+    }
+    if not gone:
+        fact |= {
+            "revision": snapshot.fprevision,
+            "state": _TASK_STATES.get(snapshot.state, "ScheduleFail"),
+            "tier": snapshot.tier,
+            "size_mib": snapshot.size_mb,
+            "failures": snapshot.failures if snapshot.state == "Failed" else 0,
+            "reason": snapshot.reason,
+        }
+    return fact
 
 
 def pod_fact(node: str, obj: Object[Pod]) -> dict[str, Any]:

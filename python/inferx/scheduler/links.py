@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from inferx.domain.meta import Key, Object
-from inferx.domain.objects import Node, Pod
+from inferx.domain.objects import Node, Pod, Snapshot
 from inferx.rpc import client, ixmeta_pb2_grpc, na_pb2_grpc
-from inferx.scheduler.facts import node_fact, pod_fact
+from inferx.scheduler.facts import node_fact, pod_fact, snapshot_fact
 from inferx.store.informer import DELETED, Informer
 
 LOST_AFTER_S = 4.5  # since a node was heard for the last time
@@ -59,10 +59,13 @@ class NodeLink:
         self._shows = client.channel(f"{node.address}:{node.state_port}")
         self.view = ixmeta_pb2_grpc.IxMetaServiceStub(self._shows)  # type: ignore[no-untyped-call]
         self.pods = Informer(self._shows, "pod", on_connection=self._connection)
+        self.snapshots = Informer(self._shows, "snapshot")
 
     async def start(self) -> None:
         """Begin to follow the agent."""
         self._observe(node_fact(self.name, self.node, ready=False))
+        self.snapshots.subscribe(self._snapshot)
+        await self.snapshots.start()
         self.pods.subscribe(self._pod)
         self._give_up_in(FIRST_CONTACT_S)
         await self.pods.start()
@@ -73,6 +76,7 @@ class NodeLink:
         if self._timer is not None:
             self._timer.cancel()
         await self.pods.stop()
+        await self.snapshots.stop()
         await self._channel.close(None)
         await self._shows.close(None)
 
@@ -104,6 +108,9 @@ class NodeLink:
         else:
             # Nobody may lease it: its intent is still on its way here, or it is not ours.
             self._strangers[obj.meta.name] = obj
+
+    def _snapshot(self, event: str, obj: Object[Snapshot]) -> None:
+        self._observe(snapshot_fact(self.name, obj, gone=event == DELETED))
 
     def admit_known(self) -> None:
         """Tell the core of pods whose intent has arrived after them."""

@@ -23,6 +23,12 @@ _waits = telemetry.histogram(
     "scheduler_lease_wait_seconds", "Time until a lease was granted", ("start",)
 )
 _pods = telemetry.gauge("scheduler_pods", "Pods by state", ("state",))
+_tasks = telemetry.gauge(
+    "scheduler_snapshot_tasks", "Snapshots of functions on nodes, by state of the task", ("state",)
+)
+_save_failures = telemetry.gauge(
+    "scheduler_snapshot_failures", "Attempts to take a snapshot that failed, since the start"
+)
 _now = telemetry.gauge(
     "scheduler_now",
     "Leases and tickets that live, nodes that are ready, GPU memory in MiB",
@@ -62,5 +68,8 @@ def shown(stats: dict[str, Any]) -> None:
     """The core's sums as they are now."""
     for state, count in stats["pods"].items():
         _pods.labels(state).set(count)
+    for state, count in stats["snapshot_tasks"].items():
+        _tasks.labels(state).set(count)
+    _save_failures.set(stats["snapshots_failed"])
     for what in ("leases", "tickets", "nodes_ready", "gpu_mib_total", "gpu_mib_used"):
         _now.labels(what).set(stats[what])

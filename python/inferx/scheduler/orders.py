@@ -193,7 +193,8 @@ class Orders:
         fact: dict[str, Any] = {"kind": result, "pod_id": pod_id, "order": effect["order"]}
         if error is None:
             _log.info("%s of pod %s of %s done", kind, pod_id, function)
-            self._observe({**fact, "ok": True})
+            restored = pod_id in self.from_snapshot
+            self._observe({**fact, "ok": True, "from_snapshot": restored})
             return
         _log.warning("%s of pod %s of %s failed: %s", kind, pod_id, function, error.message)
         if isinstance(error, StaleEpoch):
@@ -229,6 +230,7 @@ class Orders:
             alloc_resources=json.dumps(effect["alloc"]),
             terminate_pods=[self._terminate_request(pod) for pod in effect["terminate"]],
             park_pods=[self._park_request(pod) for pod in effect["park"]],
+            save_snapshot=effect["save"],
             epoch=self.epoch,
         )
         await self._intents.place(effect)

@@ -23,6 +23,7 @@ from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc.server import Server, serve
 from inferx.scheduler import facts, metrics
 from inferx.scheduler.brain import Brain
+from inferx.scheduler.catalogue import Catalogue
 from inferx.scheduler.intents import Intents
 from inferx.scheduler.leader import Leadership
 from inferx.scheduler.links import Links
@@ -36,7 +37,10 @@ from inferx.store.presence import State
 
 AGENTS_SYNC_S = 0.7  # an agent that does not answer by then is taken in when it does
 AGENTS_GREETED_S = 0.5
-_KINDS = ("scheduler", "gateway", "tenant", "namespace", "funcpolicy", "function", "node", "pod")
+_KINDS = (
+    "scheduler", "gateway", "tenant", "namespace", "funcpolicy", "function", "node", "pod",
+    "snapshot",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +64,7 @@ class Scheduler:
             config.data_dir,
         )
         self._intents = Intents(self._state, self._stale)
+        self._catalogue = Catalogue(self._state, self._stale)
         self._links = Links(
             self._observe,
             self._pod_seen,
@@ -75,7 +80,7 @@ class Scheduler:
             self.leadership.leads,
         )
         self._view = PodView(lambda: self.brain, self._links, __version__)
-        self._view.on_refresh(lambda: metrics.shown(self.brain.stats()))
+        self._view.on_refresh(self._shown)
         self.brain = Brain(self._orders.carry_out, self._view.changed, config.idle_park_ms)
         self._servicer = SchedulerServicer(
             self.brain, self.leadership, self._address_of, self._learn, self._start_of
@@ -118,10 +123,12 @@ class Scheduler:
         report are judged by the functions known then; (4) the agents' full reports, and the agents
         know the epoch, so that a former leader that wakes up finds nobody who obeys."""
         epoch = await self.leadership.campaign(self._informers["scheduler"])
-        self._orders.epoch = self._intents.epoch = epoch
+        self._orders.epoch = self._intents.epoch = self._catalogue.epoch = epoch
         begun = time.monotonic()
         self._tasks.append(asyncio.create_task(self._keep(), name="leadership"))
         self._intents.follow(self._informers["pod"])
+        self._catalogue.follow(self._informers["snapshot"])
+        self._tasks.append(asyncio.create_task(self._catalogue.run(), name="catalogue"))
         gateways = self._informers["gateway"]
         self.brain.expect([obj.spec.gateway_id for obj in gateways.list()])
         for kind, tell in (
@@ -212,6 +219,10 @@ class Scheduler:
             return
         policy = resolve_policy(obj, self._informers["funcpolicy"].get)
         self._observe(facts.function_fact(obj, policy))
+
+    def _shown(self) -> None:
+        metrics.shown(self.brain.stats())
+        self._catalogue.note(self.brain.snapshot_news())
 
     def _pod_seen(self) -> None:
         self._view.changed()

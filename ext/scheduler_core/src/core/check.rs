@@ -1,8 +1,11 @@
 //! The invariants: `check` panics with the name of the first that is broken.
 //! It must never change anything.
 
+use std::collections::BTreeMap;
+
 use super::Core;
 use super::model::Op;
+use super::tasks::TaskState;
 use crate::nodes::Holding;
 use crate::pod::State;
 
@@ -15,6 +18,8 @@ impl Core {
         self.check_leases();
         self.check_tickets(now_ms);
         self.check_functions();
+        self.check_tasks();
+        self.check_victims();
     }
 
     fn check_nodes(&self) {
@@ -168,6 +173,37 @@ impl Core {
                 !waits || helped || held,
                 "{name}: its tickets wait for nothing"
             );
+        }
+    }
+
+    fn check_tasks(&self) {
+        let mut counts: BTreeMap<TaskState, usize> = BTreeMap::new();
+        for (func, function) in &self.functions {
+            let name = &function.key.name;
+            for (node, task) in &function.tasks {
+                *counts.entry(task.state).or_default() += 1;
+                assert!(self.nodes.get(node).is_some(), "{name}: on a node");
+                assert!(function.present, "{name}: no task of a deleted function");
+                if let Some(ix) = task.pod {
+                    let pod = self.pods.get(&ix);
+                    let pod = pod.expect("a task waits for a start that is out");
+                    assert_eq!(
+                        (pod.func, pod.node),
+                        (*func, *node),
+                        "{name}: its own start"
+                    );
+                }
+                let heard = task.pod.is_some() || task.due_ms.is_some();
+                let waits = matches!(task.state, TaskState::Scheduled | TaskState::ScheduleFail);
+                assert!(heard || !waits, "{name}: no task waits for ever");
+                let counted = task.state != TaskState::ScheduleFail || task.failures > 0;
+                assert!(counted, "{name}: failures are counted");
+            }
+        }
+        for state in TaskState::ALL {
+            let known = self.task_counts.get(&state).copied().unwrap_or(0);
+            let found = counts.get(&state).copied().unwrap_or(0);
+            assert_eq!(known, found, "tasks that are {}", state.name());
         }
     }
 }

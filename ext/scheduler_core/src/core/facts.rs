@@ -41,14 +41,22 @@ impl Core {
                 name,
                 boot_id,
                 ready,
+                keeps_snapshots,
                 capacity,
             } => {
-                self.node(now_ms, name, boot_id, ready, capacity);
+                let id = self.node(now_ms, name, boot_id, ready, capacity);
+                let node = self.nodes.get_mut(&id).expect("just told");
+                let before = std::mem::replace(&mut node.keeps_snapshots, keeps_snapshots);
+                if keeps_snapshots && !before {
+                    self.tasks_possible(id);
+                }
             }
             Fact::NodeLost { name } => self.node_lost(now_ms, &name),
             Fact::NodeGone { name } => {
                 self.node_lost(now_ms, &name);
-                if let Some(id) = self.node_ids.remove(&name) {
+                if let Some(id) = self.node_ids.get(&name).copied() {
+                    self.forget_tasks_on(id);
+                    self.node_ids.remove(&name);
                     self.nodes.remove(&id);
                     self.pods_on.remove(&id);
                 }
@@ -58,6 +66,8 @@ impl Core {
             Fact::StartResult(outcome) => self.start_result(now_ms, outcome),
             Fact::ParkResult(outcome) => self.park_result(now_ms, outcome),
             Fact::TerminateResult(outcome) => self.terminate_result(now_ms, outcome),
+            Fact::Snapshot(fact) => self.snapshot_told(now_ms, fact),
+            Fact::SnapshotGone { key, node } => self.snapshot_gone(&key, &node),
         }
         self.settle(now_ms);
     }
@@ -95,6 +105,7 @@ impl Core {
         function.spec = spec;
         let slots = policy.parallel.max(1);
         function.policy = policy;
+        self.tasks_outdated(now, func);
         for ix in self.pods_of(func) {
             if self.pod(ix).revision == revision {
                 // Leases keep what they have; a smaller number only stops new ones.
@@ -114,6 +125,7 @@ impl Core {
         };
         let function = self.functions.get_mut(&func).expect("indexed");
         function.present = false;
+        self.forget_tasks_of(func);
         let why = format!("the function {} was deleted", key.name);
         self.refuse_all(now_ms, func, &Refusal::new("function_not_found", why));
         for ix in self.pods_of(func) {
@@ -151,7 +163,14 @@ impl Core {
         }
     }
 
-    fn node(&mut self, now_ms: u64, name: String, boot_id: String, ready: bool, has: Capacity) {
+    fn node(
+        &mut self,
+        now_ms: u64,
+        name: String,
+        boot_id: String,
+        ready: bool,
+        has: Capacity,
+    ) -> NodeId {
         self.capacity_changed = true;
         let has = match self.breaks(Fault::IgnorePodLimit) {
             true => Capacity { pods_max: 0, ..has },
@@ -169,9 +188,10 @@ impl Core {
                 ledger,
                 faults: 0,
                 retry_at_ms: 0,
+                keeps_snapshots: false,
             };
             self.nodes.insert(id, node);
-            return;
+            return id;
         };
         if self.nodes[&id].boot_id != boot_id {
             self.node_lost(now_ms, &name);
@@ -181,6 +201,7 @@ impl Core {
         node.ready = ready;
         node.ledger.capacity = has;
         self.overfull.insert(id);
+        id
     }
 
     /// The pods of a lost node are gone as far as anybody can tell; should it come back with them,

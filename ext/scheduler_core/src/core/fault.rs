@@ -41,6 +41,14 @@ pub enum Fault {
     EvictBusy,
     /// The last pod that `min_replica` wants makes room.
     EvictMinimum,
+    /// A worker is saved while another one of the same function is.
+    SaveTwice,
+    /// A snapshot that failed is tried again at once.
+    IgnoreSaveBackoff,
+    /// A snapshot of an older revision counts as one of the current.
+    KeepStaleSnapshot,
+    /// Idle pods are not found when room has to be made.
+    ForgetIdle,
     /// Late news of a pod that ended makes it live again.
     ForgetTombstones,
 }
@@ -65,6 +73,10 @@ impl Fault {
         Fault::LeaseOldRevision,
         Fault::EvictBusy,
         Fault::EvictMinimum,
+        Fault::SaveTwice,
+        Fault::IgnoreSaveBackoff,
+        Fault::KeepStaleSnapshot,
+        Fault::ForgetIdle,
         Fault::ForgetTombstones,
     ];
 }

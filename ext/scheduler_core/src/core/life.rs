@@ -22,6 +22,7 @@ impl Core {
                 _ => self.remove_pod(now_ms, victim, true),
             }
         }
+        self.save_follows(now_ms, ix);
         self.walk_to_idle(now_ms, ix);
         self.learn_start(now_ms, ix);
         let pod = self.pod_mut(ix);
@@ -264,7 +265,9 @@ impl Core {
         self.leave_starter(ix);
         self.end_leases_of(now_ms, ix);
         self.leases.forget_pod(ix);
+        self.list_removed(ix);
         let pod = self.pods.remove(&ix).expect("a pod is removed once");
+        self.save_forsaken(pod.func, pod.node, ix);
         let skipped = self.breaks(Fault::SkipRelease);
         let node = self.nodes.get_mut(&pod.node).expect("a node that is gone");
         if !skipped {

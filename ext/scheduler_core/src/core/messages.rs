@@ -2,6 +2,7 @@
 //! They must hold data only; every decision is in the verbs.
 
 use super::model::{FuncKey, Policy, Spec, StartKind, Tenant};
+use super::tasks::{SnapshotTier, Task, TaskState};
 use crate::lease::LeaseId;
 use crate::nodes::{Capacity, Holding};
 use crate::pod::State;
@@ -101,6 +102,8 @@ pub struct Alloc {
 pub struct StartOrder {
     pub pod: PodRef,
     pub alloc: Alloc,
+    /// The worker may be saved before its first call, should the node have no snapshot of it.
+    pub save: bool,
     pub terminate: Vec<PodRef>,
     pub park: Vec<PodRef>,
 }
@@ -143,6 +146,32 @@ pub struct Outcome {
     pub gone: bool,
     /// The order it answers, 0 = not known.
     pub order: u64,
+    /// A start that succeeded came from the snapshot.
+    pub from_snapshot: bool,
+}
+
+/// What a node says of a function's snapshot: `state` is Done, ScheduleFail or Cannot; `failures`
+/// counts its attempts at this revision that failed.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct SnapshotFact {
+    pub key: FuncKey,
+    pub node: String,
+    pub revision: i64,
+    pub state: TaskState,
+    pub tier: SnapshotTier,
+    pub size_mib: u64,
+    pub failures: u32,
+    pub reason: String,
+}
+
+/// A snapshot task as it is now, for people and the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SnapshotNews {
+    pub key: FuncKey,
+    pub node: String,
+    pub task: Option<Task>,
 }
 
 /// Something that happened outside.
@@ -169,6 +198,7 @@ pub enum Fact {
         name: String,
         boot_id: String,
         ready: bool,
+        keeps_snapshots: bool,
         capacity: Capacity,
     },
     NodeLost {
@@ -184,4 +214,9 @@ pub enum Fact {
     StartResult(Outcome),
     ParkResult(Outcome),
     TerminateResult(Outcome),
+    Snapshot(SnapshotFact),
+    SnapshotGone {
+        key: FuncKey,
+        node: String,
+    },
 }

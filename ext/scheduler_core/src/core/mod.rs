@@ -14,10 +14,14 @@ mod plan;
 mod room;
 mod share;
 mod start;
+pub mod tasks;
 mod tick;
 pub mod timers;
+pub mod times;
+mod victims;
 pub mod view;
 mod warmth;
+mod ways;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +33,9 @@ use crate::pod::{Event, next};
 use crate::queue::Tickets;
 use messages::{Effect, PodRef};
 use model::{Config, FuncId, FuncKey, Function, Pod, PodIx, Tenant};
+use tasks::TaskState;
 use timers::{Timer, Timers};
+use victims::IdleOrder;
 use warmth::Warmth;
 
 /// Deeds counted since the start of the process.
@@ -46,6 +52,7 @@ pub struct Counters {
     pub grants_waited: u64,
     pub refusals: u64,
     pub leases_expired: u64,
+    pub snapshots_failed: u64,
 }
 
 /// The scheduler core. All times are milliseconds of one monotonic clock that the caller owns.
@@ -66,6 +73,9 @@ pub struct Core {
     tenant_pods: BTreeMap<String, BTreeSet<PodIx>>,
     pod_ids: BTreeMap<String, PodIx>,
     pods: BTreeMap<PodIx, Pod>,
+    /// Where room can be made, and where it is being made.
+    idle_order: IdleOrder,
+    leaving_on: BTreeMap<NodeId, u32>,
     /// Pods that ended here: late news of them is answered with another order to end them instead
     /// of adopting them.
     tombstones: BTreeSet<String>,
@@ -85,6 +95,9 @@ pub struct Core {
     /// Nodes that report more in use than they have; it passes as their pods end.
     overfull: BTreeSet<NodeId>,
     effects: Vec<Effect>,
+    /// Snapshot tasks by state, and those of which there is news (function, node).
+    task_counts: BTreeMap<TaskState, usize>,
+    tasks_changed: BTreeSet<(FuncKey, String)>,
     counters: Counters,
 }
 
@@ -110,6 +123,8 @@ impl Core {
             tenant_pods: BTreeMap::new(),
             pod_ids: BTreeMap::new(),
             pods: BTreeMap::new(),
+            idle_order: IdleOrder::default(),
+            leaving_on: BTreeMap::new(),
             tombstones: BTreeSet::new(),
             tombstone_order: std::collections::VecDeque::new(),
             leases,
@@ -123,6 +138,8 @@ impl Core {
             capacity_changed: false,
             overfull: BTreeSet::new(),
             effects: Vec::new(),
+            task_counts: BTreeMap::new(),
+            tasks_changed: BTreeSet::new(),
             counters: Counters::default(),
         }
     }
@@ -199,10 +216,12 @@ impl Core {
             .get_mut(&ix)
             .expect("an event for a pod that is gone");
         let state = next(pod.state, event).unwrap_or_else(|why| panic!("pod {}: {why}", pod.id));
-        if state != pod.state {
+        let before = pod.state;
+        if state != before {
             pod.state = state;
             pod.since_ms = now_ms;
             pod.reason.clear();
+            self.list_moved(now_ms, ix, Some(before));
         }
     }
 
@@ -260,6 +279,7 @@ impl Core {
             visits: Vec::new(),
             visits_due_ms: None,
             prewarm_ms: None,
+            tasks: BTreeMap::new(),
         };
         self.functions.insert(id, function);
         id

@@ -1,11 +1,13 @@
 //! The nouns of the core: functions, tenants, pods, their limits and policies.
 //! They must hold data only; every decision is in the verbs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[cfg(feature = "faults")]
 use super::fault::Fault;
 use super::messages::Refusal;
+use super::tasks::{SnapshotTier, Task};
+pub use super::times::{StartKind, StartTimes};
 use crate::keepalive::{Adaptive, FunctionIx, TenantIx};
 use crate::nodes::{GpuRequest, Holding, NodeId, Request};
 use crate::place;
@@ -54,6 +56,13 @@ pub struct Config {
     pub backoff_ms: u64,
     /// Longest back-off.
     pub backoff_max_ms: u64,
+    /// The same for snapshots that could not be taken.
+    pub snapshot_backoff_ms: u64,
+    /// Longest of these.
+    pub snapshot_backoff_max_ms: u64,
+    /// A worker that was to be saved is ready, and its node says nothing of the snapshot for so
+    /// long: it failed.
+    pub snapshot_wait_ms: u64,
     /// How nodes are chosen; the others are there to be compared with the default.
     pub placement: place::Policy,
     /// How those that make room are chosen; as above.
@@ -76,6 +85,9 @@ impl Default for Config {
             takeover_ms: 3_000,
             backoff_ms: 1_000,
             backoff_max_ms: 60_000,
+            snapshot_backoff_ms: 30_000,
+            snapshot_backoff_max_ms: 3_600_000,
+            snapshot_wait_ms: 600_000,
             placement: place::Policy::default(),
             eviction: Eviction::Worth,
             #[cfg(feature = "faults")]
@@ -131,44 +143,6 @@ pub struct Spec {
     pub standby_image_in_memory: bool,
     /// How long a start is expected to take before one was seen.
     pub expected: StartTimes,
-}
-
-/// How long the ways to start take; 0 = not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct StartTimes {
-    pub cold_ms: u64,
-    pub resume_ms: u64,
-}
-
-impl StartTimes {
-    /// What is assumed of a function that nothing is known of: a model of some GiB.
-    const ASSUMED: StartTimes = StartTimes {
-        cold_ms: 22_700,
-        resume_ms: 1_000,
-    };
-
-    /// These times where they are known, otherwise what is assumed.
-    pub fn or_assumed(self) -> StartTimes {
-        let known = |ms, assumed| if ms == 0 { assumed } else { ms };
-        StartTimes {
-            cold_ms: known(self.cold_ms, Self::ASSUMED.cold_ms),
-            resume_ms: known(self.resume_ms, Self::ASSUMED.resume_ms),
-        }
-    }
-
-    /// A start of this kind took that long: a quarter of the way towards it.
-    pub fn learn(&mut self, kind: StartKind, took_ms: u64) {
-        let time = match kind {
-            StartKind::Warm => return,
-            StartKind::Resume => &mut self.resume_ms,
-            StartKind::Cold => &mut self.cold_ms,
-        };
-        *time = match *time {
-            0 => took_ms.max(1),
-            known => ((3 * known + took_ms) / 4).max(1),
-        };
-    }
 }
 
 impl Spec {
@@ -315,6 +289,8 @@ pub struct Function {
     pub visits_due_ms: Option<u64>,
     /// When a standby is resumed ahead of need.
     pub prewarm_ms: Option<u64>,
+    /// Its snapshots, node by node.
+    pub tasks: BTreeMap<NodeId, Task>,
 }
 
 /// One caller's use of a function: leases and tickets that overlap or follow each other closely.
@@ -326,26 +302,6 @@ pub struct Visit {
     pub open: u32,
     /// When the last of them ended.
     pub ended_ms: u64,
-}
-
-/// How a pod became ready for the call that waited for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum StartKind {
-    Warm,
-    Resume,
-    Cold,
-}
-
-impl StartKind {
-    /// The name on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            StartKind::Warm => "warm",
-            StartKind::Resume => "resume",
-            StartKind::Cold => "cold",
-        }
-    }
 }
 
 /// An order that this scheduler gave for a pod and whose result is still out.
@@ -378,6 +334,8 @@ pub struct Pod {
     pub slots: u32,
     pub leased: u32,
     pub start: StartKind,
+    /// Where the snapshot was that its start was to restore.
+    pub tier: Option<SnapshotTier>,
     pub since_ms: u64,
     pub ready_ms: u64,
     pub used_ms: u64,
@@ -401,11 +359,16 @@ pub struct Pod {
     pub victims: Vec<PodIx>,
     /// What of its holding was already passed on to that pod.
     pub lent: Holding,
+    /// Its agent has shown it since the order that starts it, and then that it is over.
+    pub shown: bool,
+    pub died: bool,
     /// The agent reported the parking of this pod.
     pub parking_seen: bool,
     /// An order failed; try again at this time.
     pub retry_at_ms: Option<u64>,
     pub timer_ms: Option<u64>,
+    /// Its place in the order of those that were not used longest.
+    pub listed_ms: Option<u64>,
 }
 
 impl Pod {

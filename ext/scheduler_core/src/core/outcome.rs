@@ -23,7 +23,14 @@ impl Core {
             return self.late_start_result(now_ms, outcome);
         };
         match outcome.ok {
-            true => self.set_ready(now_ms, ix),
+            // It was ready and ended before this answer came.
+            true if self.pod(ix).died => self.remove_pod(now_ms, ix, true),
+            true => {
+                if outcome.from_snapshot {
+                    self.pod_mut(ix).start = StartKind::Snapshot;
+                }
+                self.set_ready(now_ms, ix);
+            }
             false => self.fail_start(now_ms, ix, &outcome),
         }
     }
@@ -137,12 +144,11 @@ impl Core {
         }
         let pod = self.pod(ix);
         if fact.state.is_final() {
-            // The result of a start tells more of why it failed, and it is on its way.
-            if !matches!(pod.op, Some(Op::Start | Op::Resume)) {
-                self.remove_pod(now_ms, ix, true);
-            }
-            return;
+            return self.is_over(now_ms, ix);
         }
+        let starts = matches!(pod.op, Some(Op::Start | Op::Resume));
+        self.pod_mut(ix).shown |= starts;
+        let pod = self.pod(ix);
         match (pod.op, pod.state, fact.state) {
             (Some(Op::Start) | None, S::Creating, S::Loading) => {
                 self.apply(now_ms, ix, Event::Started);
@@ -183,8 +189,16 @@ impl Core {
         let Some(ix) = self.pod_ids.get(pod_id).copied() else {
             return;
         };
-        if !matches!(self.pod(ix).op, Some(Op::Start | Op::Resume)) {
-            self.remove_pod(now_ms, ix, true);
+        self.is_over(now_ms, ix);
+    }
+
+    /// The agent says that a pod is over. The result of a start that is out tells more of why it
+    /// failed; one that succeeded no longer counts, unless the pod is still to be made.
+    fn is_over(&mut self, now_ms: u64, ix: PodIx) {
+        let pod = self.pod_mut(ix);
+        match pod.op {
+            Some(Op::Start | Op::Resume) => pod.died |= pod.shown,
+            _ => self.remove_pod(now_ms, ix, true),
         }
     }
 
@@ -275,7 +289,9 @@ impl Core {
         let tenant = function.key.tenant.clone();
         self.tenant_pods.entry(tenant).or_default().insert(ix);
         self.pod_ids.insert(pod.id.clone(), ix);
+        let since_ms = pod.since_ms;
         self.pods.insert(ix, pod);
+        self.list_moved(since_ms, ix, None);
         ix
     }
 
@@ -321,6 +337,7 @@ pub(super) fn new_pod(
         slots,
         leased: 0,
         start: StartKind::Cold,
+        tier: None,
         since_ms: now_ms,
         ready_ms: 0,
         used_ms: now_ms,
@@ -335,8 +352,11 @@ pub(super) fn new_pod(
         makes_room_for: None,
         victims: Vec::new(),
         lent: Holding::default(),
+        shown: false,
+        died: false,
         parking_seen: false,
         retry_at_ms: None,
         timer_ms: None,
+        listed_ms: None,
     }
 }

@@ -7,7 +7,8 @@ use super::messages::Refusal;
 use super::model::{FuncId, Pod, PodIx};
 use super::room::Room;
 use super::timers::Timer;
-use crate::nodes::{Holding, Ledger, NodeId, Request};
+use super::ways::{Source, Way, cheaper};
+use crate::nodes::{Holding, Ledger, NoFit, NodeId, Request};
 use crate::pod::State;
 
 /// When a caller may try again where the core cannot tell (ms): what is busy changes soon, what no
@@ -140,14 +141,15 @@ impl Core {
 
     /// One more pod for a function: (1) not while it backs off; (2) not beyond its maximum or its
     /// tenant's; (3) resume a standby pod where it fits; (4) wait for one that is being parked;
-    /// (5) resume one by making room; (6) start from nothing where it fits; (7) wait where room is
-    /// being made already; (8) start by making room; (9) otherwise say what is missing.
+    /// (5) otherwise the way that makes everybody wait least (`ways`): a resume by making room, a
+    /// start from a snapshot or from nothing; (6) wait where room is being made already; (7) start
+    /// by making room; (8) otherwise say what is missing.
     fn start_one(&mut self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
         self.check_backoff(now_ms, func)?;
         self.check_replicas(now_ms, func)?;
-        let standby = self.standby_pods(func);
-        let mut best: Option<(PodIx, Room)> = None;
-        for ix in standby {
+        let resume_ms = self.start_times(func).resume_ms;
+        let mut resume: Option<Way> = None;
+        for ix in self.standby_pods(func) {
             let pod = self.pod(ix);
             let (node_id, request) = (pod.node, resume_request(pod));
             let node = &self.nodes[&node_id];
@@ -165,30 +167,62 @@ impl Core {
                     "room is being made for a resume",
                 ));
             }
-            if let Some(room) = self.make_room(now_ms, node_id, &request, Some(ix))
-                && best
-                    .as_ref()
-                    .is_none_or(|(_, least)| room.cheaper(least).is_lt())
-            {
-                best = Some((ix, room));
+            if let Some(room) = self.make_room(now_ms, node_id, &request, Some(ix)) {
+                let way = Way::by_making_room(Source::Standby(ix), room, resume_ms);
+                resume = cheaper(resume, way);
             }
         }
         let is_parking =
             |ix: &PodIx| self.pod(*ix).state == State::Parking && self.is_wanted(self.pod(*ix));
-        if best.is_none() && self.functions[&func].pods.iter().any(is_parking) {
+        if resume.is_none() && self.functions[&func].pods.iter().any(is_parking) {
             return Err(Blocked::wait(
                 "queue_timeout",
                 "its worker is just being parked",
             ));
         }
-        if let Some((ix, room)) = best {
-            let node_id = self.pod(ix).node;
-            self.check_tenant_gpu(now_ms, func, node_id, &room.holding)?;
-            let holding = room.holding.clone();
-            self.resume(now_ms, ix, holding, room);
-            return Ok(());
+        let request = self.functions[&func].spec.request();
+        let function = self.functions.get_mut(&func).expect("served");
+        if !std::mem::replace(&mut function.learned, true) {
+            self.nodes.learn(&request);
         }
-        self.start_from_nothing(now_ms, func)
+        match self.best_start(now_ms, func, &request, resume) {
+            Ok(way) => self.take(now_ms, func, way),
+            Err(no_fit) => self.start_by_making_room(now_ms, func, &request, &no_fit),
+        }
+    }
+
+    /// Carries a way out, within the tenant's limit.
+    fn take(&mut self, now_ms: u64, func: FuncId, way: Way) -> Result<(), Blocked> {
+        let node = match way.source {
+            Source::Standby(ix) => self.pod(ix).node,
+            Source::New(node) => node,
+        };
+        self.check_tenant_gpu(now_ms, func, node, &way.holding)?;
+        match way.source {
+            Source::Standby(ix) => self.resume(now_ms, ix, way.holding, way.room),
+            Source::New(node) => self.start(now_ms, func, node, way.holding, way.room),
+        }
+        Ok(())
+    }
+
+    /// Nothing fits as it is: wait where room is being made, else make some where it is cheapest.
+    fn start_by_making_room(
+        &mut self,
+        now_ms: u64,
+        func: FuncId,
+        request: &Request,
+        no_fit: &NoFit,
+    ) -> Result<(), Blocked> {
+        if self.room_is_being_made(now_ms, request) {
+            return Err(Blocked::wait("no_capacity", "room is being made for it"));
+        }
+        match self.cheapest_room(now_ms, request) {
+            Some((node, room)) => {
+                let way = Way::by_making_room(Source::New(node), room, 0);
+                self.take(now_ms, func, way)
+            }
+            None => Err(self.nowhere(func, request, &no_fit.to_string())),
+        }
     }
 
     /// Resumes a standby pod where it fits into what is free, for a call that is expected.
@@ -215,48 +249,9 @@ impl Core {
         }
     }
 
-    fn start_from_nothing(&mut self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {
-        let request = self.functions[&func].spec.request();
-        let function = self.functions.get_mut(&func).expect("served");
-        if !std::mem::replace(&mut function.learned, true) {
-            self.nodes.learn(&request);
-        }
-        let no_fit = match self.nodes.choose(&request, now_ms) {
-            Ok((node, holding)) => {
-                self.check_tenant_gpu(now_ms, func, node, &holding)?;
-                self.start(now_ms, func, node, holding, Room::default());
-                return Ok(());
-            }
-            Err(no_fit) => no_fit,
-        };
-        let open = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.closed(now_ms).is_none());
-        let open: Vec<NodeId> = open.map(|(id, _)| *id).collect();
-        if open
-            .iter()
-            .any(|id| self.fits_after_releases(*id, &request))
-        {
-            return Err(Blocked::wait("no_capacity", "room is being made for it"));
-        }
-        let rooms = open.iter().filter_map(|id| {
-            let room = self.make_room(now_ms, *id, &request, None)?;
-            Some((self.nodes[id].name.as_str(), *id, room))
-        });
-        let best = rooms.min_by(|a, b| a.2.cheaper(&b.2).then(a.0.cmp(b.0)));
-        if let Some((_, node, room)) = best {
-            self.check_tenant_gpu(now_ms, func, node, &room.holding)?;
-            let holding = room.holding.clone();
-            self.start(now_ms, func, node, holding, room);
-            return Ok(());
-        }
-        Err(self.nowhere(func, &request, &no_fit.to_string()))
-    }
-
     /// Nothing fits: hopeless if no node could take the request even if it were empty.
     fn nowhere(&self, func: FuncId, request: &Request, no_fit: &str) -> Blocked {
-        let mut never = crate::nodes::NoFit::default();
+        let mut never = NoFit::default();
         for node in self.nodes.values() {
             match Ledger::new(node.ledger.capacity.clone()).fit(request) {
                 Ok(_) => {

@@ -64,10 +64,14 @@ pub(super) struct Room {
 }
 
 impl Room {
+    /// What the victims cost: milliseconds that calls are expected to wait for them.
+    pub fn cost(&self) -> f64 {
+        self.victims.iter().map(|victim| victim.cost).sum()
+    }
+
     /// Cheaper first, then the one whose youngest victim was unused longest.
     pub fn cheaper(&self, other: &Room) -> Ordering {
-        let cost = |room: &Room| room.victims.iter().map(|victim| victim.cost).sum::<f64>();
-        let by_cost = cost(self).total_cmp(&cost(other));
+        let by_cost = self.cost().total_cmp(&other.cost());
         by_cost.then(self.newest_ms.cmp(&other.newest_ms))
     }
 }
@@ -145,7 +149,10 @@ impl Core {
     fn victim(&self, now_ms: u64, ix: PodIx, deed: Deed) -> Victim {
         let pod = self.pod(ix);
         let worth = match self.config.eviction {
-            Eviction::Worth => self.worth(now_ms, pod.func, self.wait_caused(pod.func, deed)),
+            Eviction::Worth => {
+                let wait_ms = self.wait_caused(pod.func, pod.node, deed);
+                self.worth(now_ms, pod.func, wait_ms)
+            }
             Eviction::LeastRecentlyUsed => 0.0,
         };
         let cost = deed.effort() + worth;
@@ -164,12 +171,14 @@ impl Core {
     }
 
     /// How much longer the next call of a function waits after this.
-    fn wait_caused(&self, func: FuncId, deed: Deed) -> u64 {
+    fn wait_caused(&self, func: FuncId, node: NodeId, deed: Deed) -> u64 {
         let times = self.start_times(func);
+        // Its next start is from the snapshot where the node has it.
+        let start_ms = times.of_start(self.tier_on(func, node));
         match deed {
             Deed::Park => times.resume_ms,
-            Deed::EndStandby => times.cold_ms.saturating_sub(times.resume_ms),
-            Deed::EndIdle => times.cold_ms,
+            Deed::EndStandby => start_ms.saturating_sub(times.resume_ms),
+            Deed::EndIdle => start_ms,
         }
     }
 
@@ -237,25 +246,6 @@ impl Core {
             }
         }
         after
-    }
-
-    /// Would the request fit once the pods that end or are being parked there are done?
-    pub(super) fn fits_after_releases(&self, node: NodeId, request: &Request) -> bool {
-        let mut after = self.nodes[&node].ledger.clone();
-        let mut any = false;
-        for ix in self.pods_on.get(&node).into_iter().flatten() {
-            let pod = self.pod(*ix);
-            match pod.state {
-                State::Terminating => after.release(&pod.held),
-                State::Parking => {
-                    after.release(&pod.held);
-                    after.take(&pod.parked);
-                }
-                _ => continue,
-            }
-            any = true;
-        }
-        any && after.fit(request).is_ok()
     }
 
     /// Sets the victims in motion and passes on what the new pod needs of their holdings, so that

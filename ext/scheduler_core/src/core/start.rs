@@ -29,7 +29,9 @@ impl Core {
         self.apply(now_ms, ix, Event::Create);
         self.pod_mut(ix).op = Some(Op::Start);
         self.counters.starts_cold += 1;
-        let order = self.order_start(now_ms, ix, &holding, room);
+        let mut order = self.order_start(now_ms, ix, &holding, room);
+        order.save = self.permit_save(now_ms, func, ix);
+        self.pod_mut(ix).tier = self.tier_on(func, node);
         self.effects.push(Effect::Start(order));
     }
 
@@ -48,6 +50,7 @@ impl Core {
         let skipped = self.breaks(Fault::SkipDeduction);
         let pod = self.pods.get_mut(&ix).expect("just started");
         (pod.held_since_ms, pod.busy_ms) = (Some(now_ms), 0);
+        (pod.shown, pod.died) = (false, false);
         pod.held.add(more);
         let ledger = &mut self.nodes.get_mut(&pod.node).expect("chosen").ledger;
         if !skipped {
@@ -59,6 +62,7 @@ impl Core {
         StartOrder {
             pod: self.order_ref(ix),
             alloc,
+            save: false,
             terminate,
             park,
         }

@@ -28,6 +28,11 @@ impl Core {
                 Timer::Node(_) => self.capacity_changed = true,
                 Timer::Visits(func) => self.visits_due(now_ms, func),
                 Timer::Prewarm(func) => self.prewarm_due(now_ms, func),
+                Timer::Task(func, node) => {
+                    if self.functions.contains_key(&func) {
+                        self.task_due(now_ms, func, node);
+                    }
+                }
             }
         }
         self.settle(now_ms);

@@ -18,6 +18,7 @@ pub enum Timer {
     Node(NodeId),
     Visits(FuncId),
     Prewarm(FuncId),
+    Task(FuncId, NodeId),
 }
 
 /// Alarms ordered by time, then by what they are about.

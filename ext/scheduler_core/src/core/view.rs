@@ -3,6 +3,7 @@
 use super::messages::Alloc;
 use super::model::{FuncKey, PodIx};
 use super::start::alloc_of;
+use super::tasks::TaskState;
 use super::{Core, Counters};
 use crate::nodes::Node;
 use crate::pod::State;
@@ -36,6 +37,7 @@ pub struct Stats {
     pub tickets: usize,
     pub gpu_mib_total: u64,
     pub gpu_mib_used: u64,
+    pub snapshot_tasks: Vec<(TaskState, usize)>,
     pub counters: Counters,
 }
 
@@ -92,6 +94,10 @@ impl Core {
             tickets: self.tickets.len(),
             gpu_mib_total: self.nodes.values().map(total).sum(),
             gpu_mib_used: self.nodes.values().map(used).sum(),
+            snapshot_tasks: TaskState::ALL
+                .iter()
+                .map(|state| (*state, self.task_counts.get(state).copied().unwrap_or(0)))
+                .collect(),
             counters: self.counters.clone(),
         }
     }

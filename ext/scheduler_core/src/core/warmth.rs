@@ -278,6 +278,8 @@ impl Core {
         StartTimes {
             cold_ms: known(took.cold_ms, spec.expected.cold_ms),
             resume_ms: known(took.resume_ms, spec.expected.resume_ms),
+            host_ms: known(took.host_ms, spec.expected.host_ms),
+            file_ms: known(took.file_ms, spec.expected.file_ms),
         }
         .or_assumed()
     }
@@ -285,11 +287,14 @@ impl Core {
     /// A start or resume took that long.
     pub(super) fn learn_start(&mut self, now_ms: u64, ix: PodIx) {
         let pod = self.pod(ix);
-        let (func, kind, Some(since_ms)) = (pod.func, pod.start, pod.held_since_ms) else {
+        let (func, kind, tier) = (pod.func, pod.start, pod.tier);
+        let Some(since_ms) = pod.held_since_ms else {
             return;
         };
         let function = self.functions.get_mut(&func).expect("a pod of no function");
-        function.took.learn(kind, now_ms.saturating_sub(since_ms));
+        function
+            .took
+            .learn(kind, tier, now_ms.saturating_sub(since_ms));
         if let (StartKind::Resume, Some(number)) = (kind, function.warm) {
             let resume_ms = function.took.resume_ms;
             self.warmth.policy.expect_resume(number, resume_ms);

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::core::messages::{Alloc, Effect, PodRef, StartOrder};
+use crate::core::messages::{Alloc, Effect, PodRef, SnapshotNews, StartOrder};
 use crate::core::model::FuncKey;
 
 pub(super) fn effect_dict(py: Python<'_>, effect: Effect) -> PyResult<Bound<'_, PyDict>> {
@@ -64,12 +64,28 @@ fn labelled<'py>(py: Python<'py>, effect: &str, pod: &PodRef) -> PyResult<Bound<
 fn order_dict<'py>(py: Python<'py>, effect: &str, o: &StartOrder) -> PyResult<Bound<'py, PyDict>> {
     let dict = labelled(py, effect, &o.pod)?;
     dict.set_item("alloc", alloc_dict(py, &o.alloc)?)?;
+    dict.set_item("save", o.save)?;
     for (name, pods) in [("terminate", &o.terminate), ("park", &o.park)] {
         let list = PyList::empty(py);
         for pod in pods {
             list.append(pod_dict(py, pod)?)?;
         }
         dict.set_item(name, list)?;
+    }
+    Ok(dict)
+}
+
+/// A snapshot task; one that is forgotten has no state.
+pub(super) fn news_dict<'py>(py: Python<'py>, news: &SnapshotNews) -> PyResult<Bound<'py, PyDict>> {
+    let dict = key_dict(py, &news.key)?;
+    dict.set_item("node", &news.node)?;
+    if let Some(task) = &news.task {
+        dict.set_item("state", task.state.name())?;
+        dict.set_item("revision", task.revision)?;
+        dict.set_item("failures", task.failures)?;
+        dict.set_item("size_mib", task.size_mib)?;
+        dict.set_item("reason", &task.reason)?;
+        dict.set_item("tier", task.tier.name())?;
     }
     Ok(dict)
 }

@@ -5,8 +5,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::parse_state;
-use crate::core::messages::{Fact, Outcome, PodFact};
+use crate::core::messages::{Fact, Outcome, PodFact, SnapshotFact};
 use crate::core::model::{FuncKey, Policy, Spec, StartTimes, Tenant};
+use crate::core::tasks::{SnapshotTier, TaskState};
 use crate::nodes::{Capacity, GpuCapacity, GpuShare, Holding};
 
 /// Reads entries of a fact; a missing or mistyped one is an error that names it.
@@ -69,6 +70,11 @@ pub(super) fn parse_fact(fact: &Reader<'_, '_>) -> PyResult<Fact> {
         "pod_gone" => Fact::PodGone {
             pod_id: fact.get("pod_id")?,
         },
+        "snapshot" => parse_snapshot(fact)?,
+        "snapshot_gone" => Fact::SnapshotGone {
+            key: fact.key()?,
+            node: fact.get("node")?,
+        },
         "start_result" => Fact::StartResult(parse_outcome(fact)?),
         "park_result" => Fact::ParkResult(parse_outcome(fact)?),
         "terminate_result" => Fact::TerminateResult(parse_outcome(fact)?),
@@ -98,6 +104,8 @@ fn parse_function(fact: &Reader<'_, '_>) -> PyResult<Fact> {
             expected: StartTimes {
                 cold_ms: fact.find("expected_cold_ms")?.unwrap_or(0),
                 resume_ms: fact.find("expected_resume_ms")?.unwrap_or(0),
+                host_ms: fact.find("expected_host_ms")?.unwrap_or(0),
+                file_ms: fact.find("expected_file_ms")?.unwrap_or(0),
             },
         },
         policy: Policy {
@@ -146,6 +154,7 @@ fn parse_node(fact: &Reader<'_, '_>) -> PyResult<Fact> {
         name: fact.get("name")?,
         boot_id: fact.find("boot_id")?.unwrap_or_default(),
         ready: fact.get("ready")?,
+        keeps_snapshots: fact.find("keeps_snapshots")?.unwrap_or(false),
         capacity: Capacity {
             cpu_millis: fact.get("cpu_millis")?,
             mem_mib: fact.get("mem_mib")?,
@@ -184,6 +193,24 @@ fn parse_pod(fact: &Reader<'_, '_>) -> PyResult<Fact> {
     }))
 }
 
+fn parse_snapshot(fact: &Reader<'_, '_>) -> PyResult<Fact> {
+    let unknown = |what: &str, name: &str| {
+        PyValueError::new_err(format!("no {what} of a snapshot is named {name:?}"))
+    };
+    let state: String = fact.get("state")?;
+    let tier: String = fact.find("tier")?.unwrap_or_else(|| "file".into());
+    Ok(Fact::Snapshot(SnapshotFact {
+        key: fact.key()?,
+        node: fact.get("node")?,
+        revision: fact.get("revision")?,
+        state: TaskState::named(&state).ok_or_else(|| unknown("state", &state))?,
+        tier: SnapshotTier::named(&tier).ok_or_else(|| unknown("tier", &tier))?,
+        size_mib: fact.find("size_mib")?.unwrap_or(0),
+        failures: fact.find("failures")?.unwrap_or(0),
+        reason: fact.find("reason")?.unwrap_or_default(),
+    }))
+}
+
 fn parse_outcome(fact: &Reader<'_, '_>) -> PyResult<Outcome> {
     Ok(Outcome {
         pod_id: fact.get("pod_id")?,
@@ -192,5 +219,6 @@ fn parse_outcome(fact: &Reader<'_, '_>) -> PyResult<Outcome> {
         reason: fact.find("reason")?.unwrap_or_default(),
         gone: fact.find("gone")?.unwrap_or(false),
         order: fact.find("order")?.unwrap_or(0),
+        from_snapshot: fact.find("from_snapshot")?.unwrap_or(false),
     })
 }

@@ -15,7 +15,7 @@ use crate::core::model::{Config, Eviction, FuncKey, StartKind};
 use crate::place;
 use crate::pod::{self, Event, State};
 use crate::queue::TicketId;
-use effects::{alloc_dict, effect_dict, key_dict};
+use effects::{alloc_dict, effect_dict, key_dict, news_dict};
 use facts::{Reader, parse_fact};
 
 /// Adds this crate's classes to the extension module.
@@ -118,6 +118,7 @@ impl SchedulerCore {
                 let start = match g.start {
                     StartKind::Warm => intern!(py, "warm"),
                     StartKind::Resume => intern!(py, "resume"),
+                    StartKind::Snapshot => intern!(py, "snapshot"),
                     StartKind::Cold => intern!(py, "cold"),
                 };
                 (intern!(py, "leased"), g.lease.0, g.pod_id, g.slots, start).into_pyobject(py)
@@ -219,6 +220,14 @@ impl SchedulerCore {
         Ok(effects)
     }
 
+    fn snapshot_news<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for news in self.core.snapshot_news() {
+            list.append(news_dict(py, &news)?)?;
+        }
+        Ok(list)
+    }
+
     fn check(&self, now_ms: u64) {
         self.core.check(now_ms);
     }
@@ -257,7 +266,13 @@ impl SchedulerCore {
             pods.set_item(state.name(), count)?;
         }
         dict.set_item("pods", pods)?;
+        let tasks = PyDict::new(py);
+        for (state, count) in stats.snapshot_tasks {
+            tasks.set_item(state.name(), count)?;
+        }
+        dict.set_item("snapshot_tasks", tasks)?;
         let counters = stats.counters;
+        dict.set_item("snapshots_failed", counters.snapshots_failed)?;
         dict.set_item("starts_cold", counters.starts_cold)?;
         dict.set_item("starts_resume", counters.starts_resume)?;
         dict.set_item("starts_failed", counters.starts_failed)?;

@@ -137,7 +137,7 @@ fn adopted_pods_are_free_once_every_gateway_has_spoken() {
     let mut world = World::new(1);
     world.function("f", 1, 14_000, Policy::default());
     world.core.expect(0, &[1, 2]);
-    world.adopted("f", "old1", State::Ready);
+    world.shown("f", "old1", State::Ready);
     let queued = world.queued("f");
     assert_eq!(world.grants(), [], "either gateway may hold it");
     assert!(!world.core.refresh(0, 1), "it has to say what it holds");
@@ -162,7 +162,7 @@ fn adopted_pods_wait_for_a_silent_gateway_only_as_long_as_its_leases_live() {
     let mut world = World::new(1);
     world.function("f", 1, 14_000, Policy::default());
     world.core.expect(0, &[1]);
-    world.adopted("f", "old1", State::Ready);
+    world.shown("f", "old1", State::Ready);
     world.queued("f");
     world.wait(2_999);
     assert_eq!(world.grants(), []);
@@ -175,6 +175,6 @@ fn without_gateways_adopted_pods_are_free_at_once() {
     let mut world = World::new(1);
     world.function("f", 1, 14_000, Policy::default());
     world.core.expect(0, &[]);
-    world.adopted("f", "old1", State::Ready);
+    world.shown("f", "old1", State::Ready);
     assert!(matches!(world.ask("f"), Answer::Leased(_)));
 }

@@ -5,5 +5,7 @@ mod leases;
 mod pods;
 mod pods_max;
 mod shares;
+mod snapshots;
 mod story;
 mod warmth;
+mod ways;

@@ -279,3 +279,21 @@ fn a_disabled_tenant_is_refused_and_drained() {
         [Effect::Terminate(_)]
     ));
 }
+
+#[test]
+fn a_worker_that_dies_before_its_start_is_answered_is_not_leased() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    world.queued("f");
+    let first = world.start();
+    let pod_id = first.pod.pod_id.clone();
+    world.observe(Fact::PodGone {
+        pod_id: pod_id.clone(),
+    });
+    assert_eq!(world.states(), [State::Creating], "it is still to be made");
+    world.shown("f", &pod_id, State::Ready);
+    world.observe(Fact::PodGone { pod_id });
+    world.started(&first.pod);
+    let second = world.start();
+    assert_ne!(second.pod.pod_id, first.pod.pod_id, "started anew");
+}

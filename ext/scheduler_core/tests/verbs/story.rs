@@ -22,6 +22,8 @@ pub struct World {
     pub now: u64,
     /// Of the nodes to come; 0 = no limit.
     pub pods_max: u32,
+    /// Whether the nodes to come keep snapshots.
+    pub keeps_snapshots: bool,
     asked: u64,
 }
 
@@ -42,6 +44,7 @@ impl World {
             core: Core::new(config),
             now: 0,
             pods_max: 0,
+            keeps_snapshots: false,
             asked: 0,
         };
         world.node("one", gpus, true);
@@ -68,6 +71,7 @@ impl World {
             name,
             boot_id,
             ready,
+            keeps_snapshots: self.keeps_snapshots,
             capacity,
         });
     }
@@ -157,6 +161,7 @@ impl World {
             reason: error.unwrap_or_default().into(),
             gone: true,
             order: pod.order,
+            from_snapshot: false,
         }
     }
 
@@ -193,8 +198,8 @@ impl World {
         self.core.check(self.now);
     }
 
-    /// An agent shows a pod of a former scheduler process.
-    pub fn adopted(&mut self, name: &str, pod_id: &str, state: State) {
+    /// An agent shows a pod, maybe one of a former scheduler process.
+    pub fn shown(&mut self, name: &str, pod_id: &str, state: State) {
         let share = GpuShare {
             index: 0,
             mib: 14_400,

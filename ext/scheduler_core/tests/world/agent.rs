@@ -17,6 +17,8 @@ pub struct AgentPod {
     pub revision: i64,
     pub state: State,
     pub alloc: Alloc,
+    /// Its worker may be saved.
+    pub save: bool,
 }
 
 pub struct Agent {
@@ -26,6 +28,11 @@ pub struct Agent {
     pub pods: BTreeMap<String, AgentPod>,
     /// The stream of facts keeps their order; this is when the last one arrives.
     pub stream_ms: u64,
+    pub keeps_snapshots: bool,
+    /// What it keeps, by function: the revision.
+    pub snapshots: BTreeMap<FuncKey, i64>,
+    /// Attempts that failed, by function and revision.
+    pub failed: BTreeMap<(FuncKey, i64), u32>,
 }
 
 impl Agent {

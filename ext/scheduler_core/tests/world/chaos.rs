@@ -35,6 +35,9 @@ impl World {
                 up: true,
                 pods,
                 stream_ms: 0,
+                keeps_snapshots: at != 1,
+                snapshots: Default::default(),
+                failed: Default::default(),
             });
         }
         for at in 0..2 + self.random.below(5) {
@@ -109,6 +112,7 @@ impl World {
                 let fact = self.agents[at].fact(&id).expect("listed");
                 self.observe(Fact::Pod(fact));
             }
+            self.tell_snapshots(at);
             self.tell_node(at, true);
         }
     }
@@ -143,6 +147,7 @@ impl World {
             name,
             boot_id,
             ready,
+            keeps_snapshots: self.agents[at].keeps_snapshots,
             capacity,
         });
     }
@@ -188,6 +193,7 @@ impl World {
                 }
             }
             97 => self.scheduler_restarts(),
+            98 => self.a_snapshot_is_removed(),
             _ => {}
         }
         let pause_ms = self.random.pick(&[0, 0, 20, 100, 700]);
@@ -271,6 +277,7 @@ impl World {
             let fact = self.agents[at].fact(&id).expect("listed");
             self.observe(Fact::Pod(fact));
         }
+        self.tell_snapshots(at);
         self.tell_node(at, true);
     }
 
@@ -280,6 +287,7 @@ impl World {
         self.process += 1;
         self.core = core_of(self.seed, self.process, self.fault);
         self.tickets.clear();
+        self.saves = Default::default();
         let lost = |happening: &Happening| {
             matches!(
                 happening,

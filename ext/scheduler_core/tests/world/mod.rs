@@ -5,6 +5,7 @@ mod agent;
 mod chaos;
 mod orders;
 mod random;
+mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,7 @@ use scheduler_core::queue::TicketId;
 
 use agent::Agent;
 use random::Random;
+use snapshots::{Saves, Told};
 
 /// Something that will happen.
 pub enum Happening {
@@ -49,6 +51,7 @@ pub enum Happening {
     NodeBack(usize),
     NodeLost(usize),
     Connect(i64),
+    Snapshot(Told),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +99,7 @@ pub struct World {
     telling: bool,
     /// The limits in force.
     tenants: BTreeMap<String, Tenant>,
+    saves: Saves,
     asked: u64,
     queue: BTreeMap<(u64, u64), Happening>,
     sequence: u64,
@@ -112,6 +116,9 @@ fn core_of(seed: u64, process: u64, fault: Option<Fault>) -> Core {
         takeover_ms: 600,
         backoff_ms: 100,
         backoff_max_ms: 2_000,
+        snapshot_backoff_ms: snapshots::BACKOFF_MS,
+        snapshot_backoff_max_ms: 2_000,
+        snapshot_wait_ms: 1_000,
         fault,
         ..Config::default()
     })
@@ -135,6 +142,7 @@ impl World {
             ended: BTreeSet::new(),
             telling: false,
             tenants: BTreeMap::new(),
+            saves: Saves::default(),
             asked: 0,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -178,6 +186,7 @@ impl World {
             self.happen(happening);
         }
         self.carry_out();
+        self.judge_snapshots();
         self.telling = false;
         self.core.check(self.now);
     }
@@ -212,6 +221,7 @@ impl World {
             Happening::Told(fact) => self.told(fact),
             Happening::Gone(pod_id) => self.observe(Fact::PodGone { pod_id }),
             Happening::NodeLost(at) => self.node_lost(at),
+            Happening::Snapshot(told) => self.snapshot_told(told),
             Happening::NodeBack(at) => self.node_back(at),
         }
     }
@@ -272,6 +282,7 @@ impl World {
                 }
                 Effect::Start(order) => {
                     self.judge(&order);
+                    self.judge_save(&order);
                     self.after(
                         delay_ms,
                         Happening::Begin {

@@ -7,7 +7,7 @@ use super::agent::AgentPod;
 use super::{Happening, Kind, World};
 
 impl World {
-    fn agent_of(&self, pod: &PodRef) -> usize {
+    pub(super) fn agent_of(&self, pod: &PodRef) -> usize {
         let mut agents = self.agents.iter();
         agents
             .position(|agent| agent.name == pod.node)
@@ -24,6 +24,7 @@ impl World {
                 .unwrap_or_default(),
             gone: error.is_some_and(|(_, gone)| gone),
             order: pod.order,
+            from_snapshot: error.is_none() && self.has_snapshot(pod),
         };
         let delay_ms = self.random.below(40);
         self.after(delay_ms, Happening::Result { kind, outcome });
@@ -72,6 +73,7 @@ impl World {
             revision,
             state,
             alloc,
+            save: order.save,
         };
         self.agents[at].pods.insert(pod.pod_id.clone(), new);
         self.tell(at, &pod.pod_id);
@@ -141,6 +143,7 @@ impl World {
         self.agents[at].set(pod, State::Ready);
         self.tell(at, &pod.pod_id);
         self.answer(kind, pod, None);
+        self.save_worker(at, pod);
     }
 
     pub(super) fn park(&mut self, pod: &PodRef) {
