@@ -343,6 +343,15 @@ async def test_kill_and_delete(cluster: Cluster) -> None:
         await cluster.lease("f")
 
 
+async def test_a_new_leader_tells_every_agent_its_epoch_before_it_serves(cluster: Cluster) -> None:
+    assert cluster.agent.epochs == {cluster.scheduler.epoch}
+    before = cluster.scheduler.epoch
+    await cluster.stop_scheduler()
+    await cluster.start_scheduler()
+    assert cluster.scheduler.epoch > before
+    assert cluster.agent.epochs == {before, cluster.scheduler.epoch}
+
+
 async def test_a_snapshot_is_permitted_recorded_and_restored(cluster: Cluster) -> None:
     revision = await cluster.function("f", standby_per_node=0)
     lease = await cluster.lease("f")
