@@ -36,16 +36,17 @@ test: build ## install what the tests need and run all of them
 	scripts/test
 
 .PHONY: lint
-lint: build ## formatting, clippy, ruff, types, stub of the extension
+lint: build ## formatting, clippy, ruff, bandit, types, stub of the extension
 	cargo fmt --all --check
 	cargo clippy -q --workspace --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit -q -ll -c pyproject.toml -r python services scripts bench
 	$(BIN)/mypy
 	$(PY) -m mypy.stubtest inferx._ext --ignore-disjoint-bases
 
 .PHONY: audit
-audit: $(INSTALLED) ## known vulnerabilities in the locked dependencies (needs the advisory databases)
+audit: $(INSTALLED) ## committed secrets; known vulnerabilities, where their databases are reachable
 	scripts/audit
 
 .PHONY: lock
@@ -101,6 +102,11 @@ kube-test: build ## apply k8s/ to a real API server, built from the Go module pr
 .cache/checkov/bin/checkov:
 	$(PYTHON) -m venv .cache/checkov
 	.cache/checkov/bin/pip install -q --disable-pip-version-check checkov
+
+.PHONY: keycloak-test
+keycloak-test: build ## tokens, logins and rotating keys of a real Keycloak (Maven, Java; minutes)
+	scripts/keycloak .cache/keycloak
+	$(PY) -m pytest tests/keycloak
 
 .PHONY: checkov
 checkov: $(INSTALLED) .cache/checkov/bin/checkov ## security findings in k8s/ against the listed exceptions

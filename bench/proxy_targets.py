@@ -117,7 +117,7 @@ def wait_answer(port: int) -> None:
     )
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 # nosec B310
                 answer.read()
                 return
         except OSError as error:

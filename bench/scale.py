@@ -49,7 +49,7 @@ class Scale:
             "etcdAddrs": [self._etcd.address],
             "statSvcPort": self._state_port, "schedulerPort": self._port,
             "gatewayPort": self._gateway, "dataDir": str(folder / "data"),
-            "idleParkMs": 600_000, "logLevel": "warning",
+            "idleParkMs": 600_000, "leaderLeaseMs": 10_000, "logLevel": "warning",
         }  # fmt: skip
         self._file.write_text(json.dumps(document))
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -35,23 +35,30 @@ def usage(pid: int) -> tuple[float, int]:
     return kib / 1024, len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def load(platform: Platform, seconds: int, users: int) -> "subprocess.Popen[str]":
-    """Starts locust against the platform."""
+def load(platform: Platform, seconds: int, users: int) -> "subprocess.Popen[bytes]":
+    """Starts locust against the platform. Its report, which an hour makes longer than a pipe takes,
+    goes to files for `totals`.
+    """
     command = [
         sys.executable, "-m", "locust", "-f", str(ROOT / "bench" / "locustfile.py"), "--headless",
         "--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds}s",
         "--host", platform.url, "--json", "--only-summary", "--exit-code-on-error", "0",
     ]  # fmt: skip
-    return subprocess.Popen(  # noqa: S603
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    report, errors = _files(platform)
+    with report.open("wb") as output, errors.open("wb") as trouble:
+        return subprocess.Popen(command, stdout=output, stderr=trouble)  # noqa: S603
 
 
-def totals(output: str) -> tuple[int, int]:
-    """(calls, failed ones) in what locust printed."""
-    report = json.loads(output)
-    requests = sum(row["num_requests"] for row in report)
-    return requests, sum(row["num_failures"] for row in report)
+def _files(platform: Platform) -> tuple[Path, Path]:
+    return platform.folder.with_suffix(".locust.json"), platform.folder.with_suffix(".locust.err")
+
+
+def totals(platform: Platform) -> tuple[int, int, str]:
+    """Calls, failed ones, and what else there was to say, of a load that has ended."""
+    report, errors = _files(platform)
+    rows = json.loads(report.read_text())
+    requests = sum(row["num_requests"] for row in rows)
+    return requests, sum(row["num_failures"] for row in rows), errors.read_text()
 
 
 def deploy(platform: Platform) -> None:
@@ -62,7 +69,7 @@ def deploy(platform: Platform) -> None:
         assert platform.call(name, "pid").status_code == 200, name
 
 
-def watch(platform: Platform, running: "subprocess.Popen[str]", seconds: int) -> dict[str, list]:
+def watch(platform: Platform, running: "subprocess.Popen[bytes]", seconds: int) -> dict[str, list]:
     """Samples of every service while the load runs."""
     samples: dict[str, list] = {}
     step = seconds / SAMPLES
@@ -108,13 +115,12 @@ def main() -> int:
             with load(platform, asked.seconds, asked.users) as running:
                 try:
                     samples = watch(platform, running, asked.seconds)
-                    output, errors = running.communicate()
                 finally:
                     running.kill()  # nothing when it has ended
             eventually(lambda: platform.client.get("/readyz").status_code == 200, what="ready")
+            requests, failed, errors = totals(platform)
         finally:
             platform.stop()
-    requests, failed = totals(output)
     print(json.dumps({"bench": "soak", "seconds": asked.seconds, "users": asked.users,
                       "requests": requests, "failed": failed}))  # fmt: skip
     faults = [fault for name in samples for fault in judge(name, samples[name])]

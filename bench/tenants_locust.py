@@ -1,7 +1,6 @@
-"""The load of `bench/tenants.py`: ordinary tenants in turn, and one that does not stop.
+"""The ordinary tenants of `bench/tenants.py`: each user calls the next tenant ten times a second.
 
-Each ordinary user takes the next tenant every `1 / RATE_OF_USER` seconds; the noisy one calls t0
-as fast as it gets answers. Prints one JSON line at the end.
+Prints one JSON line at the end.
 """
 
 import itertools
@@ -10,10 +9,9 @@ import os
 import time
 from collections import defaultdict
 
-from locust import FastHttpUser, constant, constant_pacing, events, task
+from locust import FastHttpUser, constant_pacing, events, task
 
 TENANTS = int(os.environ["TENANTS"])
-NOISY_USERS = int(os.environ["NOISY_USERS"])
 RATE_OF_USER = 10.0
 turn = itertools.cycle(range(1, TENANTS))
 passed = defaultdict(list)
@@ -28,35 +26,18 @@ class Ordinary(FastHttpUser):
 
     @task
     def call(self) -> None:
-        _call(self, next(turn))
-
-
-class Noisy(FastHttpUser):
-    """Calls t0 again and again."""
-
-    fixed_count = NOISY_USERS
-    wait_time = constant(0)
-    abstract = NOISY_USERS == 0
-
-    @task
-    def call(self) -> None:
-        _call(self, 0)
-
-
-def _call(user: FastHttpUser, tenant: int) -> None:
-    begun = time.perf_counter()
-    path = f"/funccall/t{tenant}/n/f/x"
-    with user.client.get(path, catch_response=True, name="call") as answer:
-        spent_ms = (time.perf_counter() - begun) * 1000
-        if answer.status_code == 200:
-            passed[tenant].append(time.monotonic())
-        elif answer.status_code == 429:
-            refused[tenant] += 1
-            answer.success()
-        else:
-            answer.failure(f"HTTP {answer.status_code}")
-        if tenant:
-            latencies_ms.append(spent_ms)
+        tenant = next(turn)
+        begun = time.perf_counter()
+        path = f"/funccall/t{tenant}/n/f/x"
+        with self.client.get(path, catch_response=True, name="call") as answer:
+            latencies_ms.append((time.perf_counter() - begun) * 1000)
+            if answer.status_code == 200:
+                passed[tenant].append(time.monotonic())
+            elif answer.status_code == 429:
+                refused[tenant] += 1
+                answer.success()
+            else:
+                answer.failure(f"HTTP {answer.status_code}")
 
 
 @events.quitting.add_listener
@@ -71,8 +52,6 @@ def report(environment: object, **_: object) -> None:
     found = {
         "passed": sum(len(times) for times in passed.values()),
         "refused": sum(refused.values()),
-        "noisy_passed": len(passed[0]),
-        "noisy_refused": refused[0],
         "tenants_seen": len(passed),
         "rate_max": max(rates, default=0.0),
         "p50_ms": ordered[len(ordered) // 2] if ordered else 0.0,

@@ -509,11 +509,14 @@ class Proxy:
         request_rate: float | None = None,
         concurrency: int | None = None,
         tokens_per_minute: int | None = None,
+        gateways: int = 1,
+        rank: int = 0,
     ) -> None:
         """What calls of a tenant's functions may have of this plane; None = no limit.
 
         `request_rate` is in calls per second, tokens are those that answers on `/v1/` routes say
         in `usage.total_tokens`. A call over a limit gets 429 `tenant_limit` that names it.
+        Of `gateways` that share the limits this is the one at place `rank`: it takes its part.
         """
 
     def set_synced(self) -> None:

@@ -6,7 +6,9 @@ Must never be started twice in one folder.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from inferx.domain.meta import Object
 from inferx.errors import InferxError
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc
 from inferx.store.etcd import EtcdStore
-from tests.chaos.processes import ROOT, Node, Service, SmallDisk
+from tests.chaos.processes import ROOT, Node, Service, SmallDisk, workers
 from tests.chaos.tcp_proxy import TcpProxy
 from tests.cluster.etcd_server import EtcdServer
 from tests.helpers.gateway_kit import free_ports
@@ -193,6 +195,10 @@ class Cluster:
         order = ("gateway", "scheduler", "nodeagent", "statesvc")
         for kind in order:
             await asyncio.gather(*(service.stop() for service in self.of(kind)))
+        # Workers outlive their agents; a run that broke off has not deleted its functions.
+        for pid in (pid for service in self.of("nodeagent") for pid in workers(service)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for proxy in self._proxies:
             await proxy.stop()
         await asyncio.to_thread(self.etcd.kill)

@@ -64,7 +64,7 @@ class Nemesis:
             "slow_etcd": self._slow,
             "pause_gateway": self._pause_gateway,
             "cut_gateways_from_leader": self._cut_leader,
-            "kill_postgres": self._kill_postgres,
+            "pause_postgres": self._pause_postgres,
             UPGRADE: self._upgrade,
         }
 
@@ -142,10 +142,11 @@ class Nemesis:
         leader, _ = await self._cluster.leader()
         return await self._cut_ways([("gateways", leader.name)], leader.name, 12.0)
 
-    async def _kill_postgres(self) -> str:
-        await asyncio.to_thread(self._cluster.postgres.stop)
-        await asyncio.sleep(self._random.uniform(0.5, 4.0))
-        await asyncio.to_thread(self._cluster.postgres.start)
+    async def _pause_postgres(self) -> str:
+        """It takes connections and answers nothing; calls go on, and no row of theirs is lost."""
+        self._cluster.postgres.pause()
+        await asyncio.sleep(self._random.uniform(1.0, 5.0))
+        self._cluster.postgres.resume()
         return "postgres"
 
     async def _upgrade(self) -> str:

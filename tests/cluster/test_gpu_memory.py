@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from inferx import telemetry
+from inferx.agent import gpuside
 from inferx.agent.pod import Pod
 from inferx.agent.tiers.accountant import Tier
 from inferx.config import BlobConfig, ShareMemConfig
 from inferx.errors import InferxError
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
-from tests.cluster.test_snapshots import first_start, published
-from tests.helpers.agent_node import Node, named
+from tests.cluster.test_snapshots import first_start, published, snapshots
+from tests.helpers.agent_node import Node, create_request, named
 from tests.helpers.runtime_kit import leftovers
 
 POOL_MB = 48
@@ -222,3 +223,45 @@ async def test_a_snapshot_comes_back_from_every_tier(runc: Node) -> None:
     answer = await runc.create("none", "vram", "7", vram_mb=1000)
     assert answer.start == "cold", "the image alone is of no use"
     assert (await content(runc, "none"))["digests"] == digests
+
+
+async def test_a_worker_whose_hook_hangs_makes_room_by_ending(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpuside, "HOOK_TIMEOUT_S", 0.3)
+    await node.create("p1", "vram", "7")
+    (node.folder / "pods/p1/hang").touch()
+    with pytest.raises(InferxError, match="the worker has not answered `quiesce` in"):
+        await park(node, "p1")
+    status = await node.status("p1")
+    assert (status["state"], status["vram_mb"], used_mib(node)) == ("Failed", 0, 0)
+
+
+@pytest.mark.parametrize("budget_mb", [1, 17])
+async def test_memory_that_finds_no_room_ends_its_worker(tmp_path: Path, budget_mb: int) -> None:
+    async with Node(tmp_path / "node", snapshot_budget_mb=budget_mb) as node:  # and no pool
+        await node.create("p1", "vram", "7")
+        with pytest.raises(InferxError, match="tier FILE: 18874368 bytes are needed"):
+            await park(node, "p1")
+        assert (await node.status("p1"))["state"] == "Failed"
+        assert used_mib(node) == 0
+        assert list((node.folder / "snapshots/gpu").glob("snap-*")) == []
+
+
+async def test_the_budget_counts_memory_and_images_together(tmp_path: Path) -> None:
+    more = {"runtime": "runc", "path": os.environ["PATH"], "snapshot_budget_mb": 64}
+    async with Node(tmp_path / "node", **more) as node:
+        for name in ("f1", "f2", "f3"):
+            request = create_request(name, "vram", "7")
+            request.funcname = name
+            await call(node.pods.CreateFuncPod, request, 60)
+            await published(node, name)
+            ended = pb.TerminatePodReq(**{**named(name), "funcname": name})
+            await call(node.pods.TerminatePod, ended)
+        shown = await snapshots(node)
+        assert "f3" in shown
+        assert "f1" not in shown
+        assert all(each["size_mb"] > 18 for each in shown.values())
+        kept = list((node.folder / "snapshots/gpu").glob("snap-*"))
+        assert len(kept) == len(shown)
+    assert leftovers(tmp_path / "node") == []

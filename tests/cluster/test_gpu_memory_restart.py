@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,19 +17,28 @@ from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
 from tests.cluster.test_agent_restart import AgentProcess
 from tests.helpers.agent_node import create_request, named, until_shown
+from tests.helpers.faulty_tools import FaultyTools
 from tests.helpers.runtime_kit import leftovers, until
 
 
+@pytest.fixture
+def tools(tmp_path: Path) -> FaultyTools:
+    return FaultyTools(tmp_path / "tools")
+
+
 @pytest.fixture(params=["process", "runc"])
-async def agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AgentProcess]:
+async def agent(
+    request: pytest.FixtureRequest, tmp_path: Path, tools: FaultyTools
+) -> AsyncIterator[AgentProcess]:
     process = AgentProcess(tmp_path)
     config = json.loads((tmp_path / "node.json").read_text())
     config |= {"runtime": request.param, "sharemem": {"sizeMB": 48}}
     config |= {"enableBlobStore": True, "blobStoreType": "nfs"}
     config["blobStoreConfig"] = {"path": str(tmp_path / "shared")}
     (tmp_path / "node.json").write_text(json.dumps(config))
-    await process.start(PATH=os.environ["PATH"])
+    await process.start(PATH=tools.path)
     yield process
+    tools.heal()
     for pod in (tmp_path / "data/pods").glob("*/pod.json"):
         await call(process.pods.TerminatePod, pb.TerminatePodReq(**named(pod.parent.name)), 60)
     assert await process.end(signal.SIGTERM) == 0
@@ -108,3 +118,29 @@ async def test_a_snapshot_and_its_memory_are_found_again(agent: AgentProcess) ->
     await agent.start(PATH=os.environ["PATH"])
     assert await create(agent, "p2", "7") == "cold", "the image alone is of no use"
     assert await content(agent, "p2") == before
+
+
+@pytest.mark.parametrize("agent", ["runc"], indirect=True)
+@pytest.mark.parametrize("step", ["runc-checkpoint", "runc-pause"])
+async def test_killed_while_a_worker_is_off_its_gpu(
+    agent: AgentProcess, tools: FaultyTools, step: str
+) -> None:
+    """Its memory died with the agent: it must not run on without."""
+    if step == "runc-checkpoint":
+        tools.hang(step)
+        ordered = asyncio.create_task(create(agent, "p1", "7"))
+    else:
+        await create(agent, "p1", "7")
+        tools.hang(step)
+        parking = call(agent.pods.ParkPod, pb.ParkPodReq(**named("p1")), 60)
+        ordered = asyncio.create_task(parking)
+    await until(lambda: tools.hung or ordered.done(), f"the agent waits for {step}")
+    assert not ordered.done(), ordered
+    await agent.end(signal.SIGKILL)
+    await asyncio.gather(ordered, return_exceptions=True)
+    tools.heal()
+    await agent.start(PATH=tools.path)
+    status = await agent.until("p1", "Failed")
+    assert "had left its GPU when the former agent ended" in status["error"]
+    await create(agent, "p2", "7")
+    assert await content(agent, "p2")

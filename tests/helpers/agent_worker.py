@@ -99,6 +99,8 @@ def use_gpu(seed: int) -> None:
 
     def quiesce(why: str) -> None:
         EVENTS.append(f"quiesce {why}")
+        if MODE == "vram" and Path(f"{os.environ['INFERX_POD_DIR']}/hang").exists():
+            time.sleep(3600)
         if MODE == "hooks" and len(EVENTS) == 1:
             raise RuntimeError("not now")
 

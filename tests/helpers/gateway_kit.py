@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 
 from inferx import config, statesvc
+from inferx.auth.secretfile import FILE
 from inferx.config import NodeConfig
 from inferx.errors import NotFound
 from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
@@ -181,15 +183,7 @@ class Platform:
 
     async def ready(self) -> None:
         """Wait until the gateway says that it is ready."""
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            try:
-                if (await self.http.get("/readyz")).status_code == 200:
-                    return
-            except httpx.ConnectError:
-                assert time.monotonic() < deadline, "the gateway does not listen"
-            assert time.monotonic() < deadline, "the gateway is not ready"
-            await asyncio.sleep(0.01)
+        await ready(self.http)
 
     async def parked(self, count: int, name: str = "f") -> None:
         """Wait until so many calls of a function of public/demo wait."""
@@ -212,6 +206,46 @@ class Platform:
         """Create a function of public/demo."""
         base = {"image": "x", "resources": {"CPU": 100, "Mem": 100}}
         return await self.put("function", "public", "demo", name, spec={**base, **spec})
+
+
+@asynccontextmanager
+async def second_gateway(up: Platform, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """Another gateway of the platform, as on another machine; its client sends no credential."""
+    (port,) = free_ports(1)
+    _share_secret(up.config.data_dir, folder)
+    stop = asyncio.Event()
+    made = replace(up.config, data_dir=folder, gateway_port=port)
+    serving = asyncio.create_task(gateway.main(made, stop))
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S, trust_env=False
+    ) as http:
+        try:
+            await ready(http)
+            yield http
+        finally:
+            stop.set()
+            await serving
+
+
+def _share_secret(source: Path, target: Path) -> None:
+    """What an operator gives to all gateways: the secret that keys are hashed under."""
+    secret = source / FILE
+    if secret.exists():
+        target.mkdir()
+        (target / FILE).write_bytes(secret.read_bytes())
+
+
+async def ready(http: httpx.AsyncClient) -> None:
+    """Wait until a gateway says that it is ready."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            if (await http.get("/readyz")).status_code == 200:
+                return
+        except httpx.ConnectError:
+            assert time.monotonic() < deadline, "the gateway does not listen"
+        assert time.monotonic() < deadline, "the gateway is not ready"
+        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -49,7 +49,10 @@ class Postgres:
             cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             timeout=START_S * 2, check=False, env={"PATH": os.defpath, "LC_ALL": "C"}, **self._as,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        if done.returncode != 0:
+            log = self.folder / "log"
+            said = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+            raise AssertionError(f"{program} {arguments}: {done.stderr}\n{said}")
 
     def _control(self, *arguments: str) -> None:
         self._run("pg_ctl", "-D", str(self._data), "-w", "-t", str(START_S), *arguments)

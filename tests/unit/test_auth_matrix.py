@@ -22,6 +22,7 @@ from inferx.config import KeycloakConfig, Secret
 from inferx.gateway.access import Access, GuardedRoute
 from inferx.gateway.auditroutes import AuditRoutes
 from inferx.gateway.callers import Callers
+from inferx.gateway.dashboard import DashboardRoutes
 from inferx.gateway.functions import Functions
 from inferx.gateway.keys import KeyRoutes
 from inferx.gateway.objects import ObjectRoutes
@@ -106,6 +107,9 @@ EXAMPLES: list[Example] = [
     ("GET", "/apikeys/", "/apikeys/", None, READS),
     ("DELETE", "/apikey/{path:path}", "/apikey/0123456789ab/", None, FULL),
     ("GET", "/login", "/login", None, EVERYBODY),
+    ("GET", "/dashboard", "/dashboard", None, EVERYBODY),
+    ("GET", "/dashboard/", "/dashboard/", None, EVERYBODY),
+    ("GET", "/dashboard/{name}", "/dashboard/dashboard.js", None, EVERYBODY),
     ("GET", "/whoami", "/whoami", None, KNOWN),
     ("GET", "/pods/{path:path}", "/pods/a/n/", None, HERE),
     ("GET", "/pods/{path:path}", "/pods/", None, READS),
@@ -153,6 +157,7 @@ def routes() -> list[GuardedRoute]:
     auditor: Any = None
     functions = Functions(proxy, channel)
     return [
+        *DashboardRoutes(access).routes(),
         *KeyRoutes(authenticator, callers, channel, access, KeycloakConfig(), auditor).routes(),
         *AuditRoutes(sink, access).routes(),
         *ViewRoutes(functions, proxy.stats, channel, link, access, auditor).routes(),

@@ -101,6 +101,32 @@ async def test_a_value_read_as_stars_is_kept_and_never_stored(up: Platform, tmp_
     assert (answer.status_code, "OTHER_TOKEN" in answer.text) == (400, True)
 
 
+async def test_applying_a_function_with_secrets_again_changes_nothing(
+    up: Platform, tmp_path: Path
+) -> None:
+    made = await up.function(envs=[["API_KEY", SECRET], ["MODE", "fast"]])
+    made["object"]["spec"]["envs"][0][1] = SECRET
+    file = tmp_path / "f.json"
+
+    async def apply() -> tuple[str, int]:
+        file.write_text(json.dumps({key: made[key] for key in made if key != "revision"}))
+        server = ["-f", str(file), "--server", str(up.http.base_url).rstrip("/")]
+        done: Result = await asyncio.to_thread(
+            lambda: CliRunner().invoke(main, ["apply", *server], env={"INFERX_API_KEY": ADMIN_KEY})
+        )
+        assert done.exit_code == 0, done.output
+        now = (await up.http.get("/object/function/public/demo/f/")).json()
+        return done.stdout.split()[-1], now["revision"]
+
+    assert await apply() == ("unchanged", made["revision"])
+    made["object"]["spec"]["envs"][0][1] = f"{SECRET}-2"
+    told, revision = await apply()
+    assert (told, revision > made["revision"]) == ("updated", True)
+    assert await apply() == ("unchanged", revision)
+    stale = {**made, "revision": made["revision"]}
+    assert (await up.http.post("/object/", json=stale)).status_code == 409
+
+
 async def test_the_life_of_pods_is_told_once(up: Platform) -> None:
     await up.function()
     raw = {

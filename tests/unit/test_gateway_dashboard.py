@@ -11,6 +11,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from inferx.gateway.access import Access
 from inferx.gateway.dashboard import DashboardRoutes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,7 +21,9 @@ SCRIPT = GATEWAY / "pages" / "dashboard.js"
 
 @pytest.fixture
 def client() -> httpx.AsyncClient:
-    app = httpx.ASGITransport(Starlette(routes=DashboardRoutes().routes()))
+    app = httpx.ASGITransport(
+        Starlette(routes=DashboardRoutes(Access(None, lambda *_: None)).routes())
+    )
     return httpx.AsyncClient(transport=app, base_url="http://gateway")
 
 

@@ -42,6 +42,9 @@ async def test_the_life_of_an_object(up: Platform) -> None:
     assert (read["object"], read["revision"]) == (manifest["object"], revision)
     stale = await up.http.post("/object/", json={**manifest, "revision": revision - 1})
     assert (stale.status_code, stale.json()["error"]["code"]) == (409, "conflict")
+    same = await up.http.post("/object/function/public/demo/f", json=read)
+    assert (same.status_code, same.json()["revision"]) == (200, revision), "nothing has changed"
+    read["labels"] = {"a": "c"}
     updated = await up.http.post("/object/function/public/demo/f", json=read)
     assert (updated.status_code, updated.json()["revision"] > revision) == (200, True)
     listed = (await up.http.get("/objects/function/public/demo/")).json()

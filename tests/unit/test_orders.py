@@ -47,12 +47,13 @@ class Kit:
         self.agent = agent
         self.record = record
         self.facts: list[dict[str, Any]] = []
+        self.leads = True
         spec = {"spec": {"image": "i", "resources": {"CPU": 100, "Mem": 100}}}
         function = codec.new("function", ("t", "n", "f"), spec)
         function = codec.parse_manifest({**codec.dump_manifest(function), "revision": 1})[0]
         self.orders = Orders(
             cast(Links, record), lambda key: function, self.facts.append, lambda error: None,
-            cast(Intents, record),
+            cast(Intents, record), lambda: self.leads,
         )  # fmt: skip
 
 
@@ -112,3 +113,13 @@ async def test_an_orderly_stop_reports_nothing(kit: Kit) -> None:
     await asyncio.sleep(0)
     await kit.orders.stop()
     assert kit.facts == []
+
+
+async def test_a_scheduler_that_leads_no_longer_orders_nothing(kit: Kit) -> None:
+    kit.record.written.set()
+    kit.leads = False  # it was frozen past its lease, and wakes up
+    for effect in ("start", "resume", "park", "terminate"):
+        kit.orders.carry_out({**POD, "effect": effect, "pod_id": f"p-{effect}", "order": 1})
+    await until(lambda: len(kit.facts) == 4)
+    assert {fact["code"] for fact in kit.facts} == {"unavailable"}
+    assert kit.agent.asked == []

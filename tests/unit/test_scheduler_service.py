@@ -183,6 +183,30 @@ async def test_cold_park_resume_and_what_people_see(cluster: Cluster) -> None:
             states = [pod["status"]["state"] for pod in await cluster.pods()]
 
 
+async def test_a_lease_that_is_over_cannot_be_replayed(cluster: Cluster) -> None:
+    await cluster.function("f")
+    lease = await cluster.lease("f", "r1")
+    brain = cluster.scheduler.brain
+    worker = pb.WorkerId(id=lease.id, lease_id=lease.lease_id, slots=lease.slots)
+
+    async def announced_by(gateway_id: int) -> list[str]:
+        request = pb.ConnectReq(gateway_id=gateway_id, workers=[worker])
+        answer = await client.call(cluster.gateway.ConnectScheduler, request)
+        return list(answer.rejected_lease_ids)
+
+    assert await announced_by(GATEWAY + 1) == [lease.lease_id], "a lease that another holds"
+    await cluster.give_back(lease)
+    for gateway_id in (GATEWAY, GATEWAY + 1):
+        assert await announced_by(gateway_id) == [lease.lease_id]
+    other = await cluster.lease("f", "r2")
+    assert other.lease_id != lease.lease_id
+    for failed in (False, True):
+        with pytest.raises(StaleLease):
+            await cluster.give_back(lease, failed)
+    assert brain.stats()["leases"] == 1, "the lease that followed is still held"
+    assert ("terminate", lease.id) not in cluster.agent.asked
+
+
 async def test_a_burst_starts_one_pod(cluster: Cluster) -> None:
     await cluster.function("f", parallel=40)
     request = pb.LeaseWorkerReq(
@@ -317,6 +341,15 @@ async def test_kill_and_delete(cluster: Cluster) -> None:
     await until(lambda: ("terminate", second.id) in cluster.agent.asked)
     with pytest.raises(FunctionNotFound):
         await cluster.lease("f")
+
+
+async def test_a_new_leader_tells_every_agent_its_epoch_before_it_serves(cluster: Cluster) -> None:
+    assert cluster.agent.epochs == {cluster.scheduler.epoch}
+    before = cluster.scheduler.epoch
+    await cluster.stop_scheduler()
+    await cluster.start_scheduler()
+    assert cluster.scheduler.epoch > before
+    assert cluster.agent.epochs == {before, cluster.scheduler.epoch}
 
 
 async def test_a_snapshot_is_permitted_recorded_and_restored(cluster: Cluster) -> None:

@@ -22,6 +22,39 @@ pub struct TenantLimits {
     pub concurrency: Option<u32>,
     /// Tokens in a minute, as the answers' `usage` says.
     pub tokens_per_minute: Option<u64>,
+    /// How many gateways share these limits; 0 is 1.
+    pub gateways: u32,
+    /// This gateway's place among them, from 0.
+    pub rank: u32,
+}
+
+impl TenantLimits {
+    fn is_none(&self) -> bool {
+        self.request_rate.is_none()
+            && self.concurrency.is_none()
+            && self.tokens_per_minute.is_none()
+    }
+
+    /// This gateway's part of what can be divided.
+    fn part(&self, whole: f64) -> f64 {
+        whole / f64::from(self.gateways.max(1))
+    }
+
+    /// This gateway's part of the calls at a time; the first ranks take what is left over. It is
+    /// never 0: of more gateways than calls, each lets one in.
+    fn places(&self, whole: u32) -> u32 {
+        let gateways = self.gateways.max(1);
+        let place = whole / gateways + u32::from(self.rank < whole % gateways);
+        if whole == 0 { 0 } else { place.max(1) }
+    }
+
+    /// A limit as a refusal names it.
+    fn named(&self, limit: &str) -> String {
+        match self.gateways {
+            0 | 1 => limit.to_owned(),
+            gateways => format!("{limit}, shared by {gateways} gateways"),
+        }
+    }
 }
 
 /// A token bucket that may go below nothing, for costs that are known only afterwards.
@@ -34,9 +67,15 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn new(per_second: f64, most: f64) -> Self {
+    /// What was left, or owed, in the bucket before stays so.
+    fn new(per_second: f64, most: f64, before: Option<&Mutex<Self>>) -> Self {
+        let level = before.map_or(most, |bucket| {
+            let mut bucket = lock(bucket);
+            bucket.refill();
+            bucket.level.min(most)
+        });
         Self {
-            level: most,
+            level,
             most,
             per_second,
             at: Instant::now(),
@@ -75,15 +114,20 @@ fn lock(bucket: &Mutex<Bucket>) -> MutexGuard<'_, Bucket> {
 }
 
 impl Gate {
-    fn new(limits: TenantLimits, active: Arc<AtomicU32>) -> Self {
+    /// `before` is what held until now: its calls and what it counted go on.
+    fn new(limits: TenantLimits, before: Option<&Self>) -> Self {
         let rate = limits.request_rate.map(|rate| {
-            let rate = rate.max(0.001);
-            Mutex::new(Bucket::new(rate, (rate * BURST_SECONDS).max(1.0)))
+            let rate = limits.part(rate).max(0.0001);
+            let most = (rate * BURST_SECONDS).max(1.0);
+            let before = before.and_then(|gate| gate.rate.as_ref());
+            Mutex::new(Bucket::new(rate, most, before))
         });
         let tokens = limits.tokens_per_minute.map(|count| {
-            let count = (count as f64).max(1.0);
-            Mutex::new(Bucket::new(count / 60.0, count))
+            let count = limits.part(count as f64).max(1.0);
+            let before = before.and_then(|gate| gate.tokens.as_ref());
+            Mutex::new(Bucket::new(count / 60.0, count, before))
         });
+        let active = before.map(|gate| gate.active.clone()).unwrap_or_default();
         Self {
             limits,
             rate,
@@ -131,11 +175,11 @@ impl Limits {
         if known.is_some_and(|gate| gate.limits == limits) {
             return;
         }
-        if limits == TenantLimits::default() {
+        if limits.is_none() {
             tenants.remove(tenant);
         } else {
-            let active = known.map(|gate| gate.active.clone()).unwrap_or_default();
-            tenants.insert(tenant.into(), Arc::new(Gate::new(limits, active)));
+            let gate = Arc::new(Gate::new(limits, known.map(Arc::as_ref)));
+            tenants.insert(tenant.into(), gate);
         }
         self.any.store(!tenants.is_empty(), Ordering::Release);
     }
@@ -159,9 +203,9 @@ impl Limits {
         let permit = Permit { gate };
         let gate = &permit.gate;
         if let Some(most) = gate.limits.concurrency
-            && active > most
+            && active > gate.limits.places(most)
         {
-            let limit = format!("max_concurrency ({most})");
+            let limit = gate.limits.named(&format!("max_concurrency ({most})"));
             return Err(refused(tenant, &limit, Duration::from_secs(1)));
         }
         // (2)
@@ -170,6 +214,7 @@ impl Limits {
         {
             let count = gate.limits.tokens_per_minute.unwrap_or_default();
             let limit = format!("max_tokens_per_minute ({count})");
+            let limit = gate.limits.named(&limit);
             return Err(refused(tenant, &limit, wait));
         }
         // (3)
@@ -177,11 +222,8 @@ impl Limits {
             && let Err(wait) = lock(bucket).take(1.0, 1.0)
         {
             let rate = gate.limits.request_rate.unwrap_or_default();
-            return Err(refused(
-                tenant,
-                &format!("max_request_rate ({rate}/s)"),
-                wait,
-            ));
+            let limit = gate.limits.named(&format!("max_request_rate ({rate}/s)"));
+            return Err(refused(tenant, &limit, wait));
         }
         Ok(Some(permit))
     }
@@ -222,6 +264,47 @@ mod tests {
         assert!(error.message.contains("max_request_rate (20/s)"));
         assert!(error.retry_after_ms.is_some_and(|ms| ms <= 50));
         assert!(limits.admit("t-large/n/f").is_ok_and(|it| it.is_none()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gateways_share_a_rate_and_a_change_gives_nothing_away() {
+        let rate = |gateways| TenantLimits {
+            request_rate: Some(20.0),
+            gateways,
+            ..TenantLimits::default()
+        };
+        let limits = limits("t", rate(1));
+        let mut passed = 0;
+        for step in 0..60_000_u32 {
+            // Gateways come and go every second.
+            limits.set("t", rate(1 + step / 1000 % 2));
+            passed += u32::from(limits.admit("t/n/f").is_ok());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!((870..=945).contains(&passed), "{passed} calls in 60 s");
+        while limits.admit("t/n/f").is_ok() {}
+        let error = limits.admit("t/n/f").expect_err("at the limit");
+        let named = "max_request_rate (20/s), shared by 2 gateways";
+        assert!(error.message.contains(named), "{}", error.message);
+    }
+
+    #[test]
+    fn places_of_all_gateways_are_the_limit() {
+        for whole in 0..20 {
+            for gateways in 1..6 {
+                let places = (0..gateways).map(|rank| {
+                    TenantLimits {
+                        gateways,
+                        rank,
+                        ..TenantLimits::default()
+                    }
+                    .places(whole)
+                });
+                let all: u32 = places.sum();
+                let expected = if whole == 0 { 0 } else { whole.max(gateways) };
+                assert_eq!(all, expected, "{whole} between {gateways}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

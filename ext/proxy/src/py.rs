@@ -270,18 +270,24 @@ impl Proxy {
         self.plane.revoke_verdicts(tag)
     }
 
-    #[pyo3(signature = (tenant, *, request_rate=None, concurrency=None, tokens_per_minute=None))]
+    #[pyo3(signature = (
+        tenant, *, request_rate=None, concurrency=None, tokens_per_minute=None, gateways=1, rank=0
+    ))]
     fn set_tenant_limits(
         &self,
         tenant: &str,
         request_rate: Option<f64>,
         concurrency: Option<u32>,
         tokens_per_minute: Option<u64>,
+        gateways: u32,
+        rank: u32,
     ) {
         let limits = TenantLimits {
             request_rate,
             concurrency,
             tokens_per_minute,
+            gateways,
+            rank,
         };
         self.plane.set_tenant_limits(tenant, limits);
     }

@@ -39,6 +39,11 @@ class Entry:
         """Ids in the tiers, each with its regions' sizes in MiB."""
         return memory_ids(self.memory) if self.memory is not None else {}
 
+    @property
+    def memory_mib(self) -> int:
+        """What its GPU memory takes as files at most."""
+        return sum(sum(mib.values()) for mib in self.memory_ids().values())
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -73,7 +78,7 @@ def describe(entry: Entry, node: str) -> Snapshot:
         fprevision=entry.revision,
         node=node,
         state="Ready",
-        size_mb=entry.size_bytes // _MIB,
+        size_mb=entry.size_bytes // _MIB + entry.memory_mib,
         restores=entry.restores,
         failures=entry.failures,
         reason=entry.reason,

@@ -75,6 +75,11 @@ class GpuSide:
             "asleep": self._sleep.asleep,
         }
 
+    @property
+    def saved_bytes(self) -> int:
+        """What `keep` would take on the disk at most."""
+        return sum(region.mib << 20 for region in self.vram.described if region.saved)
+
     # ---- leaving ----
 
     async def leave(self, worker: Worker, why: str) -> str:

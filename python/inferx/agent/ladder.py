@@ -6,6 +6,7 @@ Must never let a worker pass that has not proved itself, nor let a snapshot cost
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from inferx.agent.gpuside import GpuSide, Lost, Saved
 from inferx.agent.identity import Subject
 from inferx.agent.runtimes.protocol import Checkpoints, Runtime, Worker, WorkerSpec
 from inferx.agent.snapshots import Snapshots
-from inferx.errors import InferxError
+from inferx.errors import InferxError, Unavailable
 
 log = logging.getLogger("inferx.agent.pod")
 
@@ -86,6 +87,12 @@ class Ladder:
             return False
         snapshots.used(subject)
         return True
+
+    async def make_room(self, needed_bytes: int) -> None:
+        """Let old snapshots go for a standby's memory, as far as the budget can hold it."""
+        if self._snapshots is not None and needed_bytes:
+            with contextlib.suppress(Unavailable):  # it may fit into the pinned pool
+                await self._snapshots.make_room(needed_bytes)
 
     def wants_snapshot(self, subject: Subject, permitted: bool | None) -> bool:
         """Whether the pod's worker should be saved before it serves."""

@@ -289,6 +289,7 @@ class Pod:
         try:
             remark = await gpu.leave(worker, "park")
             await worker.freeze()
+            await self._ladder.make_room(gpu.saved_bytes)
             await gpu.keep(gpu.base, self._subject().names, free=True)
             gpu.sink(self.launch.standby.gpu)
         except InferxError as error:

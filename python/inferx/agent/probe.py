@@ -166,6 +166,6 @@ def new_client() -> httpx.AsyncClient:
     # A worker's own certificate on loopback names nobody, so there is nothing to verify.
     return httpx.AsyncClient(
         trust_env=False,
-        verify=False,  # noqa: S501
+        verify=False,  # noqa: S501 # nosec B501
         limits=httpx.Limits(max_keepalive_connections=0),
     )

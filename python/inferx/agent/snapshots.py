@@ -138,6 +138,7 @@ class Snapshots:
         try:
             try:
                 await gpu.leave(worker, "snapshot")
+                await self.make_room(gpu.saved_bytes)
                 memory = await gpu.keep(base, identity, free=False)
                 await self._checkpoints.save(worker, draft)
             finally:
@@ -157,7 +158,7 @@ class Snapshots:
         id = saved.id
         try:
             files, size_bytes = await asyncio.to_thread(_files_of, draft)
-            await self._make_room(size_bytes)
+            await self.make_room(size_bytes)
             await asyncio.to_thread(
                 self._store.save,
                 id,
@@ -321,7 +322,11 @@ class Snapshots:
             created_ms=int(manifest["created_unix_ms"]),
         )
 
-    async def _make_room(self, needed_bytes: int) -> None:
+    async def make_room(self, needed_bytes: int) -> None:
+        """Remove what was used least recently until so much fits into the budget.
+
+        Raises Unavailable for more than the whole budget, with nothing removed.
+        """
         if not self._budget_bytes:
             return
         if needed_bytes > self._budget_bytes:

@@ -52,6 +52,7 @@ ACTIONS: dict[str, Rule] = {
     "pod.call": Rule(_FULL, _ADMIN, Level.NAMESPACE),
     "model.list": Rule(_INFERENCE, _USER, Level.WITHIN),
     "login.see": Rule(_INFERENCE, _USER, Level.WITHIN),
+    "dashboard.see": Rule(_INFERENCE, _USER, Level.WITHIN),
     "whoami": Rule(_INFERENCE, _USER, Level.WITHIN),
     "object.list": Rule(_READ, _USER, Level.WITHIN),
     "function.read": Rule(_READ, _USER, Level.NAMESPACE),

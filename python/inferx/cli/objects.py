@@ -91,6 +91,8 @@ def _apply(gateway: Gateway, manifest: Manifest) -> tuple[str, list[str]]:
             written = gateway.json("POST", "/object/", newer)
         except (Conflict, NotFound):
             continue
+        if written["revision"] == stored["revision"]:
+            return "unchanged", []  # secrets are read as ***; the platform has compared them
         return "updated", written.get("warnings", [])
     raise Conflict(f"{meta} is being changed by others all the time; try again")
 

@@ -75,7 +75,7 @@ class Access:
         return await self._authenticator.of_headers(request.headers.getlist("authorization"))
 
 
-ANONYMOUS_ACTIONS = frozenset({"model.list", "login.see"})
+ANONYMOUS_ACTIONS = frozenset({"model.list", "login.see", "dashboard.see"})
 """What callers without a credential may ask for; they see what is public."""
 
 

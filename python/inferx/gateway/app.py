@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -29,7 +30,7 @@ from inferx.auth.secretfile import key_secret
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway import certificates, replies
-from inferx.gateway.access import Access
+from inferx.gateway.access import Access, GuardedRoute
 from inferx.gateway.auditing import Auditor
 from inferx.gateway.auditroutes import AuditRoutes
 from inferx.gateway.callers import Callers
@@ -41,6 +42,7 @@ from inferx.gateway.keys import KeyRoutes
 from inferx.gateway.leader import LeaderLink
 from inferx.gateway.metrics import render
 from inferx.gateway.objects import ObjectRoutes
+from inferx.gateway.peers import Peers
 from inferx.gateway.plane import Pump
 from inferx.gateway.registration import Registration
 from inferx.gateway.views import ViewRoutes
@@ -58,7 +60,7 @@ def listen_host(config: NodeConfig) -> str:
     """The loopback address for a node that lives there, every address otherwise."""
     if ipaddress.ip_address(config.host_ip).is_loopback:
         return "127.0.0.1"
-    return "0.0.0.0"  # noqa: S104 (a gateway is there to be reached)
+    return "0.0.0.0"  # noqa: S104 # nosec B104 (a gateway is there to be reached)
 
 
 class Gateway:
@@ -123,17 +125,7 @@ class Gateway:
             partial(_account, auditor, callers),
             lambda lost: audit.lost(lost, "the data plane had no room for its records"),
         )
-        authenticator = self._authenticator if self._config.auth.enable else None
-        access = Access(authenticator, auditor.refused)
-        app.router.routes[:] = [
-            *DashboardRoutes().routes(),
-            *KeyRoutes(
-                self._authenticator, callers, state, access, self._config.keycloak, auditor
-            ).routes(),
-            *AuditRoutes(auditor.audit.sink, access).routes(),
-            *ViewRoutes(functions, self._proxy.stats, state, link, access, auditor).routes(),
-            *ObjectRoutes(functions, state, access, auditor, self._config.mount_roots).routes(),
-        ]
+        app.router.routes[:] = self._routes(functions, callers, state, link, auditor)
         pump.start()
         certificate = asyncio.create_task(certificates.follow(self._proxy, self._config.tls))
         registration = Registration(
@@ -142,7 +134,16 @@ class Gateway:
             lambda: workers.drop_all("the registration has lapsed"),
         )
         # The link before the workers: they ask whoever leads.
-        feeders = (functions.start, callers.start, link.start, auditor.start, registration.done)
+        # The peers before the functions: limits are right from the first call on.
+        peers = Peers(state, self._identity, functions.share_limits)
+        feeders = (
+            peers.start,
+            functions.start,
+            callers.start,
+            link.start,
+            auditor.start,
+            registration.done,
+        )
         getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
         _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
@@ -163,7 +164,27 @@ class Gateway:
             self._identity.release()
             await callers.stop()
             await functions.stop()
+            await peers.stop()
             await state.close(None)
+
+    def _routes(
+        self,
+        functions: Functions,
+        callers: Callers,
+        state: grpc.aio.Channel,
+        link: LeaderLink,
+        auditor: Auditor,
+    ) -> list[GuardedRoute]:
+        """All control routes, each with its row in the table of rights."""
+        config, authenticator = self._config, self._authenticator
+        access = Access(authenticator if config.auth.enable else None, auditor.refused)
+        return [
+            *DashboardRoutes(access).routes(),
+            *KeyRoutes(authenticator, callers, state, access, config.keycloak, auditor).routes(),
+            *AuditRoutes(auditor.audit.sink, access).routes(),
+            *ViewRoutes(functions, self._proxy.stats, state, link, access, auditor).routes(),
+            *ObjectRoutes(functions, state, access, auditor, config.mount_roots).routes(),
+        ]
 
     def _open(self) -> int:
         if self._door is None:

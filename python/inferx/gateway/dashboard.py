@@ -9,7 +9,8 @@ from importlib.resources import files
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import BaseRoute, Route
+
+from inferx.gateway.access import Access, GuardedRoute, everywhere
 
 PAGE = "index.html"
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -25,7 +26,8 @@ _HEADERS = {
 class DashboardRoutes:
     """The page and its two files, read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access) -> None:
+        self._access = access
         folder = files(__package__) / "pages"
         self._files = {
             one.name: one.read_bytes()
@@ -33,12 +35,15 @@ class DashboardRoutes:
             if one.name.rpartition(".")[2] in _TYPES
         }
 
-    def routes(self) -> list[BaseRoute]:
-        """The routes of this part; they need no key, because they say nothing of the platform."""
+    def routes(self) -> list[GuardedRoute]:
+        """The routes of this part; strangers may see them: they say nothing of the platform."""
         return [
-            Route("/dashboard", self.redirect, methods=["GET"]),
-            Route("/dashboard/", self.file, methods=["GET"]),
-            Route("/dashboard/{name}", self.file, methods=["GET"]),
+            self._access.route(path, handler, ["GET"], "dashboard.see", everywhere)
+            for path, handler in (
+                ("/dashboard", self.redirect),
+                ("/dashboard/", self.file),
+                ("/dashboard/{name}", self.file),
+            )
         ]
 
     async def redirect(self, request: Request) -> Response:

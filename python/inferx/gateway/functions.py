@@ -68,6 +68,7 @@ class Functions:
         self._pushed: dict[Key, Definition] = {}
         self._changed = asyncio.Event()
         self._live = False
+        self._part = (1, 0)
         for kind, informer in self._informers.items():
             informer.subscribe(partial(self._on_change, kind))
 
@@ -133,12 +134,21 @@ class Functions:
         for function in list(self._affected(kind, obj)):
             self._push(function)
 
+    def share_limits(self, gateways: int, rank: int) -> None:
+        """So many gateways share the tenants' limits; this is the one at place `rank`."""
+        self._part = (gateways, rank)
+        for tenant in self._informers["tenant"].list():
+            self._limit(tenant.meta.name, tenant.spec.limit)
+
     def _limit(self, tenant: str, limit: TenantLimit) -> None:
+        gateways, rank = self._part
         self._proxy.set_tenant_limits(
             tenant,
             request_rate=limit.max_request_rate,
             concurrency=limit.max_concurrency,
             tokens_per_minute=limit.max_tokens_per_minute,
+            gateways=gateways,
+            rank=rank,
         )
 
     def _affected(self, kind: str, obj: Object[Any]) -> Iterator[Object[FunctionSpec]]:

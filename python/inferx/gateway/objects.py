@@ -80,13 +80,19 @@ class ObjectRoutes:
         return await self._written(obj, answer.revision, warnings + more, 201)
 
     async def update(self, request: Request) -> Response:
-        """POST: replaces an object that was last written at the envelope's `revision`, if given."""
+        """POST: replaces an object that was last written at the envelope's `revision`, if given.
+
+        What is stored already is left as it is: a new revision would end a function's workers and
+        snapshots, and only the stored object has the secrets to compare with.
+        """
         obj, warnings = await _manifest(request)
         check_mounts(caller_of(request), obj, self._mount_roots)
         before = await self._stored(obj.kind, obj.key)
         if hidden_names(dump_manifest(obj)):
             obj, _ = parse_manifest(restored(dump_manifest(obj), before))
         _check_not_hidden(obj)
+        if before is not None and _is_stored(obj, before):
+            return await self._written(obj, before["revision"], warnings, 200)
         message = ixmeta_pb2.UpdateRequestMessage(
             expect_rev=obj.revision, obj=convert.to_proto(obj)
         )
@@ -162,6 +168,12 @@ class ObjectRoutes:
 
 def _at(obj: Object[Any], revision: int) -> dict[str, Any]:
     return {**dump_manifest(obj), "revision": revision}
+
+
+def _is_stored(obj: Object[Any], before: dict[str, Any]) -> bool:
+    """Whether an update would change nothing; a revision that is not the stored one conflicts."""
+    stored, _ = parse_manifest(before)
+    return obj.revision in (0, stored.revision) and _at(obj, 0) == _at(stored, 0)
 
 
 def _check_not_hidden(obj: Object[Any]) -> None:

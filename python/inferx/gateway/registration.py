@@ -31,7 +31,7 @@ class Registration:
         self._dead = identity.replaces
         self._state = State(config.state_svc_addrs)
         raw = Gateway(gateway_id, f"{config.host_ip}:{config.gateway_port}").to_raw()
-        obj = codec.new("gateway", (SYSTEM, SYSTEM, _name(gateway_id)), raw)
+        obj = codec.new("gateway", (SYSTEM, SYSTEM, object_name(gateway_id)), raw)
         self._presence = Presence(self._state, obj, LIVES_MS, lapsed)
         self._running = asyncio.create_task(self._run(), name="registration")
 
@@ -43,7 +43,10 @@ class Registration:
         """First the objects of gateways of this folder that were killed: nobody waits for them."""
         while self._dead:
             request = pb.DeleteRequestMessage(
-                obj_type="gateway", tenant=SYSTEM, namespace=SYSTEM, name=_name(self._dead[-1])
+                obj_type="gateway",
+                tenant=SYSTEM,
+                namespace=SYSTEM,
+                name=object_name(self._dead[-1]),
             )
             try:
                 await self._state.objects.call("Delete", request)
@@ -64,5 +67,6 @@ class Registration:
         await self._state.close()
 
 
-def _name(gateway_id: int) -> str:
+def object_name(gateway_id: int) -> str:
+    """The name of a gateway's object."""
     return f"g{gateway_id:016x}"

@@ -250,7 +250,9 @@ class Workers:
 
     async def _give_back(self, handle: int, failed: bool) -> None:
         lease = self.leases.pop(handle, None)
-        self._dropped.discard(handle)
+        if handle in self._dropped:
+            self._dropped.discard(handle)
+            self._doubt.set()  # the scheduler wants to hear that this one is held no longer
         if lease is None:
             return
         tenant, namespace, name = lease.key

@@ -38,8 +38,10 @@ class NodeLink:
         observe: Observe,
         wants: Wants,
         forget: Callable[[NodeLink], None],
+        greet: Callable[[NodeLink], None] = lambda link: None,
         lost_after_s: float = LOST_AFTER_S,
     ) -> None:
+        self._greet = greet
         self.registered = True
         self.quarantined = ""
         self._wants = wants
@@ -123,6 +125,8 @@ class NodeLink:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if connected:
+            self._greet(self)
         if connected and self._lost:
             # The informer tells only what changed, and the core has forgotten the rest.
             self._lost = False
@@ -162,8 +166,14 @@ class Links:
     """The links to all nodes, following the node objects of the state service."""
 
     def __init__(
-        self, observe: Observe, pod_seen: Callable[[], None], wants: Wants = lambda key: True
+        self,
+        observe: Observe,
+        pod_seen: Callable[[], None],
+        wants: Wants = lambda key: True,
+        greet: Callable[[NodeLink], None] = lambda link: None,
     ) -> None:
+        """`greet` is called with each link whose agent was reached, before it is used."""
+        self._greet = greet
         self._observe = observe
         self._wants = wants
         self._pod_seen = pod_seen
@@ -195,7 +205,7 @@ class Links:
         if link is not None and link.fits(obj.spec):
             link.update(obj.spec)
             return
-        new = NodeLink(name, obj.spec, self._observe, self._wants, self._forget)
+        new = NodeLink(name, obj.spec, self._observe, self._wants, self._forget, self._greet)
         new.pods.subscribe(lambda event, pod: self._pod_seen())
         self._links[name] = new
         self._spawn(self._replace(link, new))

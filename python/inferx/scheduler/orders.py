@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from inferx.domain.meta import Key, Object
+from inferx.domain.meta import SYSTEM, Key, Object
 from inferx.domain.objects import FunctionSpec, Pod
 from inferx.errors import Conflict, InferxError, NotFound, StaleEpoch, Unavailable
 from inferx.rpc import client
@@ -49,7 +49,8 @@ class _Start:
 class Orders:
     """`epoch` goes with each order; `stale` is called when an agent follows a newer scheduler.
 
-    A start is recorded in `intents` before its order goes out.
+    A start is recorded in `intents` before its order goes out. Nothing goes out once `leads` says
+    no: a process that was frozen wakes up with orders that its successor knows nothing of.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Orders:
         observe: Callable[[dict[str, Any]], None],
         stale: Callable[[InferxError], None],
         intents: Intents,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self.epoch = 0
+        self._leads = leads
+        self._greetings: set[asyncio.Task[None]] = set()
         self._intents = intents
         self.addresses: dict[str, tuple[str, int]] = {}
         self.from_snapshot: set[str] = set()  # pods that their agent started from a snapshot
@@ -80,6 +84,32 @@ class Orders:
         if kind in ("start", "resume"):
             start = self._starts[effect["pod_id"]] = _Start(effect, task)
             task.add_done_callback(lambda task: self._started(start))
+
+    def greet(self, link: NodeLink) -> None:
+        """Tell an agent the epoch before anything else: from then on it refuses what a former
+        leader still sends. The order to end a pod that does not exist says no more than that."""
+        task = asyncio.create_task(self._greet(link), name=f"greet-{link.name}")
+        for tasks in (self._tasks, self._greetings):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def greeted(self, timeout_s: float) -> None:
+        """Wait until every agent that was greeted has answered, but no longer than that."""
+        if self._greetings:
+            await asyncio.wait(self._greetings, timeout=timeout_s)
+
+    async def _greet(self, link: NodeLink) -> None:
+        request = pb.TerminatePodReq(
+            tenant=SYSTEM, namespace=SYSTEM, funcname="none", id="none", epoch=self.epoch
+        )
+        try:
+            await client.call(link.stub.TerminatePod, request, TERMINATE_S)
+        except NotFound:
+            return
+        except StaleEpoch as error:
+            self._stale(error)
+        except InferxError as error:
+            _log.warning("node %s does not know this epoch yet: %s", link.name, error.message)
 
     def remove_snapshots(self, key: Key) -> None:
         """A function was deleted: no agent needs to keep anything of it. One that cannot be reached
@@ -179,6 +209,8 @@ class Orders:
         self._observe(fact)
 
     def _stub(self, effect: Effect) -> Any:
+        if not self._leads():
+            raise Unavailable("this scheduler leads no longer")
         stub = self._links.stub(effect["node"])
         if stub is None:
             raise Unavailable(f"node {effect['node']} is not known any more")

@@ -36,6 +36,7 @@ from inferx.store.informer import DELETED, Informer
 from inferx.store.presence import State
 
 AGENTS_SYNC_S = 0.7  # an agent that does not answer by then is taken in when it does
+AGENTS_GREETED_S = 0.5
 _KINDS = (
     "scheduler", "gateway", "tenant", "namespace", "funcpolicy", "function", "node", "pod",
     "snapshot",
@@ -64,9 +65,19 @@ class Scheduler:
         )
         self._intents = Intents(self._state, self._stale)
         self._catalogue = Catalogue(self._state, self._stale)
-        self._links = Links(self._observe, self._pod_seen, self._intents.wants)
+        self._links = Links(
+            self._observe,
+            self._pod_seen,
+            self._intents.wants,
+            lambda link: self._orders.greet(link),
+        )
         self._orders = Orders(
-            self._links, self._function, self._observe, self._stale, self._intents
+            self._links,
+            self._function,
+            self._observe,
+            self._stale,
+            self._intents,
+            self.leadership.leads,
         )
         self._view = PodView(lambda: self.brain, self._links, __version__)
         self._view.on_refresh(self._shown)
@@ -109,7 +120,8 @@ class Scheduler:
     async def lead(self) -> None:
         """Wait for the lead, fill the core, serve. In this order: (1) the lead; (2) who may hold
         leases of the former leader; (3) objects, and nodes last, because the pods that agents
-        report are judged by the functions known then; (4) the agents' full reports."""
+        report are judged by the functions known then; (4) the agents' full reports, and the agents
+        know the epoch, so that a former leader that wakes up finds nobody who obeys."""
         epoch = await self.leadership.campaign(self._informers["scheduler"])
         self._orders.epoch = self._intents.epoch = self._catalogue.epoch = epoch
         begun = time.monotonic()
@@ -129,6 +141,7 @@ class Scheduler:
         ):
             self._informers[kind].subscribe(tell)
         await self._links.synced(AGENTS_SYNC_S)
+        await self._orders.greeted(AGENTS_GREETED_S)
         self._servicer.ready = True
         reconciler = self._reconciler()
         self._tasks.append(asyncio.create_task(reconciler.run(), name="reconciler"))

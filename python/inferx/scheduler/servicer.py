@@ -62,7 +62,10 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
                 request.gateway_id, _lease_id(worker.lease_id), worker.id, worker.slots
             )
         ]
-        self._brain.heard(request.gateway_id)
+        if not rejected:
+            # Otherwise it may hold a pod that no agent has told of yet: it is believed to have said
+            # all when its next heartbeat names only leases that are known here.
+            self._brain.heard(request.gateway_id)
         _log.info(
             "gateway %d announced %d leases, %d rejected",
             request.gateway_id,

@@ -28,7 +28,7 @@ from inferx.agent.runtimes.rootfs import RootFs
 from inferx.domain.function import FunctionSpec
 from inferx.errors import BadRequest, ConfigError, StartFailed
 
-ANY_HOST = "0.0.0.0"  # noqa: S104 - in a network namespace of its own
+ANY_HOST = "0.0.0.0"  # noqa: S104 # nosec B104 - in a network namespace of its own
 START_BOUND_S = 60.0
 POLL_S = 0.003
 PLATFORM_ENVIRONMENT = {"UV_USE_IO_URING": "0"}  # io_uring cannot be saved

@@ -146,7 +146,8 @@ def _resources(spec: WorkerSpec) -> dict[str, Any]:
 
 def _mounts(spec: WorkerSpec, box: Box) -> list[dict[str, Any]]:
     shm_mb = max(64, spec.alloc.mem_mb // 2)
-    shm = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}  # noqa: S108 - its own
+    # The container's own.
+    shm = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}  # noqa: S108 # nosec B108
     mounts = [*_FIXED_MOUNTS, {**shm, "options": [*_SHM_OPTIONS, f"size={shm_mb}m"]}]
     if box.image.is_host:
         mounts += [_bind(path, path, "ro") for path in _elsewhere(box.work_dir)]

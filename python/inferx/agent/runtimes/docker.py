@@ -30,7 +30,7 @@ from inferx.errors import BadRequest, InferxError, StartFailed, Unavailable
 log = logging.getLogger("inferx.agent.docker")
 
 SOCKET = Path("/var/run/docker.sock")
-ANY_HOST = "0.0.0.0"  # noqa: S104 - in the container's own network namespace
+ANY_HOST = "0.0.0.0"  # noqa: S104 # nosec B104 - in the container's own network namespace
 API = "/v1.41"
 LABEL = "inferx.pod"
 CALL_TIMEOUT_S = 60.0

@@ -173,7 +173,8 @@ def _file_digest(path: Path) -> str:
 
 def _extract(archive: Path, to: Path) -> None:
     with tarfile.open(archive) as tar:
-        tar.extractall(to, filter=_safe)  # noqa: S202 - the filter refuses what leads outside
+        # The filter refuses what leads outside.
+        tar.extractall(to, filter=_safe)  # noqa: S202 # nosec B202
 
 
 def _safe(member: tarfile.TarInfo, to: str) -> tarfile.TarInfo | None:
