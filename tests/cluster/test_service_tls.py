@@ -73,6 +73,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     try:
         eventually(ready, 90.0, "the platform is ready")
         yield Secured(authority, Authority(folder, "theirs"), *ports, http)
+        # An agent that ends leaves its workers to the next one; here there is none.
+        http.delete("/object/function/public/test/f/")
+        eventually(lambda: not _workers(http), 30.0, "the workers have ended")
     finally:
         http.close()
         for process in reversed(processes.values()):
@@ -170,6 +173,11 @@ async def test_each_service_may_only_do_its_part(secured: Secured) -> None:
         await ask(secured.scheduler, ours.issue("gateway"), LEASES, "ReturnWorker",
                   pb.ReturnWorkerReq(lease_id="1", id="x"))  # fmt: skip
     assert not isinstance(refused.value, Forbidden | Unavailable), "a gateway is let in"
+
+
+def _workers(http: httpx.Client) -> list[Any]:
+    pods = http.get("/pods/").json()
+    return [pod for pod in pods if pod["object"]["status"]["state"] not in ("Terminated", "Failed")]
 
 
 def _everything(secured: Secured) -> Any:
