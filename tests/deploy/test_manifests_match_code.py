@@ -25,6 +25,8 @@ NOT_IN_MANIFESTS = {
     "INFERX_KEY_SECRET": "given as INFERX_KEY_SECRET_FILE, for the same reason",
     "INFERX_CRASH_AFTER_WRITES": "for tests of crashes only",
     "INFERX_LISTENER": "in node.json",
+    "INFERX_LISTEN_FD": "a descriptor that `inferx up` hands over",
+    "INFERX_STOPPING_FD": "a descriptor that `inferx up` hands over",
     "INFERX_DATA_DIR": "in node.json",
     "INFERX_LOG_FORMAT": "in node.json",
     "INFERX_LOG_LEVEL": "in node.json",

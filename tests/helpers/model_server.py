@@ -32,11 +32,13 @@ class Handler(BaseHTTPRequestHandler):
     """One request; every method is answered by `answer`."""
 
     protocol_version = "HTTP/1.1"
+    counts = False  # in `running`
 
     def log_message(self, format: str, *args: object) -> None:
         print(format % args, flush=True)
 
     def reply(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.leave()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -55,11 +57,17 @@ class Handler(BaseHTTPRequestHandler):
             running["now"] += 1
             running["total"] += 1
             running["max"] = max(running["max"], running["now"])
+        self.counts = True
         try:
             self.serve(parts.path, query)
         finally:
-            with lock:
-                running["now"] -= 1
+            self.leave()
+
+    def leave(self) -> None:
+        """Runs no more. Before the last byte goes out: the next call may come right after it."""
+        with lock:
+            running["now"] -= self.counts
+        self.counts = False
 
     def serve(self, path: str, query: dict[str, str]) -> None:
         body = self.body()
@@ -108,6 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
             self.wfile.flush()
             time.sleep(gap_seconds)
+        self.leave()
         self.wfile.write(b"0\r\n\r\n")
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_HEAD = answer

@@ -62,6 +62,7 @@ class WorkerLink:
             self._task.cancel()
         if self._listener is not None:
             self._listener.close()
+            (self._folder / AGENTS).unlink(missing_ok=True)
         if self._opened >= 0:
             os.close(self._opened)
         self._task, self._listener, self._opened = None, None, -1

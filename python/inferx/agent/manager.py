@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -36,7 +34,6 @@ from inferx.domain.function import FunctionSpec
 from inferx.domain.meta import check_name
 from inferx.errors import (
     BadRequest,
-    ConfigError,
     InferxError,
     InvalidState,
     NotFound,
@@ -92,7 +89,6 @@ class Manager:
             grace_s=parts.grace_s,
         )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(folder / "lock")
         self.epochs = EpochGuard(folder / "epoch")
         self._pods: dict[str, Pod] = {}
         self._closing = False
@@ -235,7 +231,6 @@ class Manager:
         if self._tools.memory is not None:
             await self._tools.memory.close()
         await self._tools.runtime.close()
-        os.close(self._lock)
 
     # ---- inside ----
 
@@ -391,13 +386,3 @@ class Manager:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ConfigError(f"{path}: another node agent uses this data folder") from error
-    return descriptor

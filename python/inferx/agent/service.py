@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from inferx import health
+from inferx.agent.claim import claim
 from inferx.agent.gpus import discover
 from inferx.agent.ledger import Ledger
 from inferx.agent.manager import CreateRequest, Manager, Parts
@@ -147,6 +149,8 @@ class Agent:
     def __init__(self, config: NodeConfig, options: Options) -> None:
         self._config = config
         self._options = options
+        pods_dir = config.data_dir / "pods"
+        self._claim = claim(pods_dir)
         self._client = new_client()
         self.ledger = Ledger(discover(config.simulated_gpus, config.resources.gpus))
         self.view = AgentView(self.ledger.taken_mb)
@@ -161,7 +165,7 @@ class Agent:
             client=self._client,
             grace_s=options.grace_s,
         )
-        self.manager = Manager(config.node_name, parts, self.view, config.data_dir / "pods")
+        self.manager = Manager(config.node_name, parts, self.view, pods_dir)
         self._keeps_snapshots = parts.snapshots is not None
         self._servers: list[Server] = []
         self.podmgr_port = self.state_port = 0
@@ -222,6 +226,7 @@ class Agent:
         await self.manager.close()
         self.view.close()
         await self._client.aclose()
+        os.close(self._claim)
 
 
 def _runtime(config: NodeConfig, options: Options) -> Runtime:

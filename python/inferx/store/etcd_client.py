@@ -186,7 +186,9 @@ class EtcdClient:
         )
         asking: asyncio.Task[None] | None = None
         try:
-            await call.write(etcd_pb2.WatchRequest(create_request=create))
+            # A channel that is closed before the call has begun leaves the writer waiting for ever.
+            async with asyncio.timeout(_CALL_TIMEOUT_S):
+                await call.write(etcd_pb2.WatchRequest(create_request=create))
             asking = asyncio.create_task(_ask_for_progress(call))
             while True:
                 async with asyncio.timeout(_WATCH_SILENCE_S):
