@@ -169,6 +169,14 @@ class Cluster:
             )
         return time.monotonic() - begun
 
+    async def supervise(self) -> None:
+        """Start again what has ended, for as long as this runs: a leader that cannot renew its
+        lease ends itself, also after the fault."""
+        while True:
+            for service in self.services.values():
+                service.start()
+            await asyncio.sleep(0.2)
+
     async def listens(self, kind: str) -> None:
         """Wait until every service of that kind does; one that has ended is started again."""
         for service in self.of(kind):

@@ -84,10 +84,12 @@ class Nemesis:
             self.faults.append(fault)
             fault.target = await self._kinds[kind]()
             fault.ended = time.monotonic()
-            for service in self._cluster.services.values():
-                service.start()
-            await self._cluster.answers(RECOVERY_S)
-            await self._cluster.listens("scheduler")  # without a standby there is no failover
+            supervisor = asyncio.create_task(self._cluster.supervise())
+            try:
+                await self._cluster.answers(RECOVERY_S)
+                await self._cluster.listens("scheduler")  # without a standby there is no failover
+            finally:
+                supervisor.cancel()
             fault.recovered_s = time.monotonic() - fault.ended
             self._say(
                 f"{number + 1}/{count} {kind} {fault.target}: {fault.ended - fault.begun:.1f} s, "
