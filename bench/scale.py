@@ -11,6 +11,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -85,7 +86,7 @@ class Scale:
         }  # fmt: skip
 
     def _start(self) -> None:
-        self._processes = [service(kind, self._file) for kind in SERVICES]
+        self._processes = [service(kind, self._file, Path(sys.executable)) for kind in SERVICES]
 
     def _stop(self, number: signal.Signals) -> None:
         for process in self._processes:
