@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from tests.chaos.cluster import LEADER_KEY, Cluster
 from tests.chaos.load import Load
 from tests.chaos.nemesis import RECOVERY_S, Fault
 from tests.chaos.processes import Service, workers
+from tests.chaos.program import add_keep, carry_out, folder_of
 
 FAILOVER_P99_MS = 3_000
 DETECTED_S = 5.0
@@ -147,19 +145,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--leaders", type=int, default=20, help="leaders to kill")
     parser.add_argument("--nodes", type=int, default=5, help="nodes to kill")
-    parser.add_argument("--keep", type=Path, help="a folder for logs, which stays")
+    add_keep(parser)
     given = parser.parse_args()
-    folder = given.keep or Path(tempfile.mkdtemp(prefix="inferx-failover-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Failover(folder, given.leaders, given.nodes)
-    try:
-        asyncio.run(run.go())
-    finally:
-        if given.keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(run.report))
-    print("\n".join(run.problems), file=sys.stderr)
-    return 1 if run.problems else 0
+    folder = folder_of(given.keep, "failover")
+    return carry_out(Failover(folder, given.leaders, given.nodes), folder, given.keep)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,8 @@ Exits with 1 when an invariant was broken; `--keep` leaves the folder with every
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -23,6 +20,7 @@ from tests.chaos.checker import Checker, percentile, read_executions
 from tests.chaos.cluster import Cluster
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis
+from tests.chaos.program import add_keep, carry_out, folder_of
 from tests.chaos.watch import Watch
 
 
@@ -116,20 +114,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=100, help="faults")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="a folder for logs, which stays")
+    add_keep(parser)
     given = parser.parse_args()
-    folder = given.keep or Path(tempfile.mkdtemp(prefix="inferx-chaos-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, given.n, given.seed)
-    try:
-        asyncio.run(run.go())
-    finally:
-        if given.keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(run.report))
-    for problem in run.problems:
-        _say(problem)
-    return 1 if run.problems else 0
+    folder = folder_of(given.keep, "chaos")
+    return carry_out(Run(folder, given.n, given.seed), folder, given.keep)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call, channel
 from tests.helpers.agent_node import alive, create_request, kill_and_wait, named, process_state
+from tests.helpers.faulty_tools import FaultyTools
+from tests.helpers.runtime_kit import until
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join([str(ROOT), *(str(Path(entry).resolve()) for entry in sys.path)])
@@ -83,6 +85,19 @@ class AgentProcess:
     async def restart(self, **environment: str) -> None:
         await self.end(signal.SIGKILL)
         await self.start(**environment)
+
+    async def restart_during(
+        self, tools: FaultyTools, what: str, order: Coroutine[Any, Any, object]
+    ) -> None:
+        """Give the order, kill the agent as soon as it waits for that tool, start the next one."""
+        tools.hang(what)
+        ordered = asyncio.create_task(order)
+        await until(lambda: tools.hung or ordered.done(), f"the agent waits for {what}")
+        assert not ordered.done(), ordered
+        await self.end(signal.SIGKILL)
+        await asyncio.gather(ordered, return_exceptions=True)
+        tools.heal()
+        await self.start(PATH=tools.path)
 
     async def status(self, pod_id: str) -> dict[str, Any]:
         request = ixmeta_pb2.GetRequestMessage(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -127,19 +126,11 @@ async def test_killed_while_a_worker_is_off_its_gpu(
 ) -> None:
     """Its memory died with the agent: it must not run on without."""
     if step == "runc-checkpoint":
-        tools.hang(step)
-        ordered = asyncio.create_task(create(agent, "p1", "7"))
+        order = create(agent, "p1", "7")
     else:
         await create(agent, "p1", "7")
-        tools.hang(step)
-        parking = call(agent.pods.ParkPod, pb.ParkPodReq(**named("p1")), 60)
-        ordered = asyncio.create_task(parking)
-    await until(lambda: tools.hung or ordered.done(), f"the agent waits for {step}")
-    assert not ordered.done(), ordered
-    await agent.end(signal.SIGKILL)
-    await asyncio.gather(ordered, return_exceptions=True)
-    tools.heal()
-    await agent.start(PATH=tools.path)
+        order = call(agent.pods.ParkPod, pb.ParkPodReq(**named("p1")), 60)
+    await agent.restart_during(tools, step, order)
     status = await agent.until("p1", "Failed")
     assert "had left its GPU when the former agent ended" in status["error"]
     await create(agent, "p2", "7")

@@ -17,7 +17,7 @@ from inferx.rpc.client import call
 from tests.cluster.test_agent_restart import AgentProcess
 from tests.helpers.agent_node import Node, create_request, named, until_shown
 from tests.helpers.faulty_tools import FaultyTools
-from tests.helpers.runtime_kit import leftovers, until
+from tests.helpers.runtime_kit import leftovers
 
 PARK_CYCLES = int(os.environ.get("PARK_CYCLES", "40"))
 WARM_UP_CYCLES = 10
@@ -50,19 +50,12 @@ async def create(agent: AgentProcess, pod_id: str) -> pb.CreateFuncPodResp:
 
 async def killed_while(agent: AgentProcess, tools: FaultyTools, what: str, request: str) -> None:
     """Give the order, kill the agent as soon as it waits for that tool, and start the next one."""
-    tools.hang(what)
     orders = {
         "create": lambda: create(agent, "p1"),
         "park": lambda: call(agent.pods.ParkPod, pb.ParkPodReq(**named("p1")), 60),
         "resume": lambda: call(agent.pods.ResumePod, pb.ResumePodReq(**named("p1")), 60),
     }
-    ordered = asyncio.create_task(orders[request]())
-    await until(lambda: tools.hung or ordered.done(), f"the agent waits for {what}")
-    assert not ordered.done(), ordered
-    await agent.end(signal.SIGKILL)
-    await asyncio.gather(ordered, return_exceptions=True)
-    tools.heal()
-    await agent.start(PATH=tools.path)
+    await agent.restart_during(tools, what, orders[request]())
 
 
 async def serves_again(agent: AgentProcess) -> None:
