@@ -60,14 +60,7 @@ fn eviction_by_least_recent_use_ignores_forecasts() {
     for name in ["often", "once", "new"] {
         world.function(name, 1, 14_000, Policy::default());
     }
-    let mut lease = world.running("often");
-    for _ in 0..20 {
-        world.now += 1_000;
-        world.give_back(lease);
-        world.wait(1_000);
-        lease = world.leased("often");
-    }
-    world.give_back(lease);
+    world.called_often("often");
     world.now += 10;
     let lease = world.running("once");
     world.give_back(lease);

@@ -15,11 +15,8 @@ fn an_idle_pod_is_parked_and_resumed() {
     world.wait(4_999);
     assert_eq!(world.states(), [State::Idle]);
     world.wait(1);
-    let effects = world.core.effects();
-    let [Effect::Park(pod)] = effects.as_slice() else {
-        panic!("{effects:?}")
-    };
-    world.observe(Fact::ParkResult(World::outcome(pod, None)));
+    let pod = world.park();
+    world.observe(Fact::ParkResult(World::outcome(&pod, None)));
     assert_eq!(world.states(), [State::Standby]);
     assert_eq!(world.core.stats().gpu_mib_used, 0);
     world.queued("f");

@@ -43,11 +43,8 @@ fn parked_pods_count_and_end_to_make_room() {
     let lease = world.running("a");
     world.give_back(lease);
     world.wait(5_000);
-    let effects = world.core.effects();
-    let [Effect::Park(pod)] = effects.as_slice() else {
-        panic!("{effects:?}")
-    };
-    world.observe(Fact::ParkResult(World::outcome(pod, None)));
+    let pod = world.park();
+    world.observe(Fact::ParkResult(World::outcome(&pod, None)));
     assert_eq!(world.states(), [State::Standby]);
     world.queued("b");
     let order = world.start();
@@ -63,11 +60,8 @@ fn a_resume_needs_no_place_of_its_own() {
     let lease = world.running("a");
     world.give_back(lease);
     world.wait(5_000);
-    let effects = world.core.effects();
-    let [Effect::Park(pod)] = effects.as_slice() else {
-        panic!("{effects:?}")
-    };
-    world.observe(Fact::ParkResult(World::outcome(pod, None)));
+    let pod = world.park();
+    world.observe(Fact::ParkResult(World::outcome(&pod, None)));
     world.queued("a");
     assert!(matches!(
         world.core.effects().as_slice(),

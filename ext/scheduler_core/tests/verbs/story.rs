@@ -153,6 +153,14 @@ impl World {
         }
     }
 
+    /// The one order that is out: to park this pod.
+    pub fn park(&mut self) -> PodRef {
+        match self.core.effects().as_slice() {
+            [Effect::Park(pod)] => pod.clone(),
+            other => panic!("not one park: {other:?}"),
+        }
+    }
+
     pub fn outcome(pod: &PodRef, error: Option<&str>) -> Outcome {
         Outcome {
             pod_id: pod.pod_id.clone(),
@@ -184,6 +192,18 @@ impl World {
         let order = self.start();
         self.started(&order.pod);
         self.grants()[0].1
+    }
+
+    /// Called so often, every two seconds, that more calls are expected.
+    pub fn called_often(&mut self, name: &str) {
+        let mut lease = self.running(name);
+        for _ in 0..20 {
+            self.now += 1_000;
+            self.give_back(lease);
+            self.wait(1_000);
+            lease = self.leased(name);
+        }
+        self.give_back(lease);
     }
 
     pub fn give_back(&mut self, lease: u64) -> bool {
