@@ -22,6 +22,7 @@ RETRIABLE = frozenset(
     {"unavailable", "queue_timeout", "queue_full", "no_capacity", "worker_failed", "start_failed"}
 )
 LEADER_FAULTS = ("kill_leader", "pause_leader")
+LATE_S = 0.25  # beyond the usual: longer than a call waits for others when nothing is wrong
 
 
 @dataclass(frozen=True)
@@ -157,21 +158,40 @@ class Checker:
         return double
 
     def added_latency_ms(self, faults: Iterable[Fault]) -> list[float]:
-        """For each loss of a leader the longest that a call took beyond the usual."""
-        usual = self._usual(faults)
+        """For each loss of a leader, whatever the fault, the longest that a call took beyond the
+        usual because of it; sorted.
+
+        Faults follow each other within half a second, and one of them may hold a call up for much
+        longer than a lost leader (a frozen gateway for eleven seconds), so the wait of a call that
+        meets two is given to one of them. What it waited before a fault began is not that fault's
+        doing. When the next fault finds it on its way, all of its wait belongs to the earlier one
+        if it was late by then, and none of it otherwise: nothing had held it up so far.
+        """
+        usual = self._usual()
+        history = sorted(faults, key=lambda fault: fault.begun)
+        ends = [*(fault.begun for fault in history[1:]), float("inf")]
         found = []
-        for fault in faults:
-            if fault.kind in LEADER_FAULTS:
-                window = (fault.begun, fault.ended + 1.0)
+        for fault, next_begun in zip(history, ends, strict=True):
+            if fault.deposed or fault.kind in LEADER_FAULTS:
+                calls = self._answered_between(fault.begun, next_begun)
                 late = [
-                    call.ended - call.begun - usual[call.function]
-                    for call in self._calls
-                    if call.status == 200 and call.ended >= window[0] and call.begun <= window[1]
+                    call.ended - since
+                    for call in calls
+                    for since in [max(call.begun, fault.begun) + usual[call.function]]
+                    if call.ended <= next_begun or next_begun - since > LATE_S
                 ]
                 found.append(max(0.0, *late) * 1000 if late else 0.0)
         return sorted(found)
 
-    def _usual(self, faults: Iterable[Fault]) -> dict[str, float]:
+    def _answered_between(self, begun: float, ended: float) -> list[Call]:
+        """Calls that were on their way at some time between these, and went well."""
+        return [
+            call
+            for call in self._calls
+            if call.status == 200 and call.ended >= begun and call.begun < ended
+        ]
+
+    def _usual(self) -> dict[str, float]:
         """Median seconds of each function's calls."""
         times: dict[str, list[float]] = defaultdict(list)
         for call in self._calls:

@@ -28,13 +28,15 @@ RECOVERY_S = 60.0
 
 @dataclass
 class Fault:
-    """One fault and what came after it (monotonic seconds)."""
+    """One fault and what came after it (monotonic seconds); `deposed` when it hit the leading
+    scheduler and another one leads since."""
 
     kind: str
     target: str
     begun: float
     ended: float = 0.0
     recovered_s: float = 0.0
+    deposed: bool = False
     gateways_killed: list[str] = field(default_factory=list)
 
 
@@ -80,6 +82,7 @@ class Nemesis:
                 bag = sorted(self._kinds)
                 self._random.shuffle(bag)
             kind = bag.pop()
+            leader, _ = await self._cluster.leader()
             fault = Fault(kind, "", time.monotonic())
             self.faults.append(fault)
             fault.target = await self._kinds[kind]()
@@ -91,6 +94,8 @@ class Nemesis:
             finally:
                 supervisor.cancel()
             fault.recovered_s = time.monotonic() - fault.ended
+            leads_now, _ = await self._cluster.leader()
+            fault.deposed = fault.target == leader.name != leads_now.name
             self._say(
                 f"{number + 1}/{count} {kind} {fault.target}: {fault.ended - fault.begun:.1f} s, "
                 f"recovered in {fault.recovered_s:.2f} s"

@@ -55,10 +55,14 @@ def bearer(credential: str) -> dict[str, str]:
 
 
 class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMetaServiceServicer):
-    """Grants what `worker_port` says, or raises `refusal`; keeps what it was asked."""
+    """Grants what `worker_port` says, or raises `refusal`; keeps what it was asked. Calls of the
+    methods in `frozen` get no answer; `stuck` names those that wait for one."""
 
     def __init__(self) -> None:
         self.worker_port = 0
+        self.epoch = 1
+        self.frozen: set[str] = set()
+        self.stuck: list[str] = []
         self.refusal: Exception | None = None
         self.granting = asyncio.Event()
         self.granting.set()
@@ -72,20 +76,28 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
         self.refreshes = 0
         self.watchers: list[asyncio.Queue[ixmeta_pb2.Obj]] = []
 
+    async def _answering(self, method: str) -> None:
+        if method in self.frozen:
+            self.stuck.append(method)
+            await asyncio.Event().wait()
+
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
+        await self._answering("ConnectScheduler")
         self.connects.append(request)
         self.known = True
-        return pb.ConnectResp(epoch=1, rejected_lease_ids=self.rejected)
+        return pb.ConnectResp(epoch=self.epoch, rejected_lease_ids=self.rejected)
 
     async def RefreshGateway(
         self, request: pb.RefreshGatewayReq, context: Any
     ) -> pb.RefreshGatewayResp:
+        await self._answering("RefreshGateway")
         self.refreshes += 1
         if not self.known:
             raise NotFound(f"gateway {request.gateway_id} is not known")
         return pb.RefreshGatewayResp()
 
     async def LeaseWorker(self, request: pb.LeaseWorkerReq, context: Any) -> pb.LeaseWorkerResp:
+        await self._answering("LeaseWorker")
         self.leases.append(request)
         await self.granting.wait()
         if self.refusal is not None:
@@ -93,10 +105,11 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
         number = len(self.leases)
         return pb.LeaseWorkerResp(
             id=f"pod{number}", hostipaddr=LOOPBACK, hostport=self.worker_port, hostnetwork=True,
-            lease_id=str(number), epoch=1, slots=50, start="cold",
+            lease_id=str(number), epoch=self.epoch, slots=50, start="cold",
         )  # fmt: skip
 
     async def ReturnWorker(self, request: pb.ReturnWorkerReq, context: Any) -> pb.ReturnWorkerResp:
+        await self._answering("ReturnWorker")
         self.returns.append(request)
         return pb.ReturnWorkerResp()
 

@@ -72,3 +72,29 @@ def test_each_finished_call_is_audited_once_or_counted_as_lost() -> None:
         checker = Checker(calls, [], {})
         assert checker.judge_audit(Counter(rows), counted) == missing
         assert len(checker.problems) == problems
+
+
+def test_a_wait_is_given_to_the_fault_that_caused_it() -> None:
+    usual = [call(f"u{number}", 0.1 * number, 0.1 * number + 0.05) for number in range(9)]
+    lost = Fault("kill_leader", "scheduler0", 10.0, 14.0)
+    frozen = Fault("pause_gateway", "gateway0", 15.0, 26.0)
+
+    def added(*calls: Call) -> list[float]:
+        checker = Checker([*usual, *calls], [], {})
+        return [round(value) for value in checker.added_latency_ms([lost, frozen])]
+
+    assert added() == [0]
+    assert added(call("a", 10.5, 12.05)) == [1500]
+    assert added(call("a", 14.9, 26.0)) == [0], "it was fine until a gateway was frozen"
+    assert added(call("a", 13.0, 26.0)) == [12_950], "it was late before the gateway was frozen"
+    assert added(call("a", 3.0, 10.5)) == [450], "nobody had lost a leader yet"
+    assert added(call("a", 15.5, 26.0)) == [0]
+    assert added(call("a", 10.5, 12.05, 503, "unavailable")) == [0], "it is judged as refused"
+
+
+def test_a_leader_is_lost_by_other_faults_too() -> None:
+    calls = [call("u", 0.0, 0.05), call("a", 10.5, 12.05), call("v", 1.0, 1.05)]
+    cut = Fault("cut_scheduler_from_state", "scheduler0", 10.0, 14.0)
+    assert Checker(calls, [], {}).added_latency_ms([cut]) == []
+    cut.deposed = True
+    assert [round(value) for value in Checker(calls, [], {}).added_latency_ms([cut])] == [1500]

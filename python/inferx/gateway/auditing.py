@@ -128,12 +128,13 @@ class Auditor:
         """The pods as the leading scheduler sees them, whoever leads."""
         await self._nodes.synced.wait()  # the meter asks how large their GPUs are
         while True:
+            replaced = self._link.replaced
             informer = Informer(self._link.address, "pod")
             informer.subscribe(self._on_pod)
             informer.subscribe(self.meter.seen)
             await informer.start()
             try:
-                await self._link.moved()
+                await replaced.wait()
             finally:
                 await informer.stop()
                 self.meter.forget()

@@ -13,6 +13,7 @@ import grpc.aio
 
 from inferx.domain.meta import Object
 from inferx.domain.objects import SchedulerRecord
+from inferx.errors import Unavailable
 from inferx.rpc import client, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.store.informer import DELETED, Informer
 
@@ -22,12 +23,16 @@ _log = logging.getLogger(__name__)
 
 
 class LeaderLink:
-    """`leases` and `pods` are stubs of the leader; `epoch` is its, 0 = `fallback` is assumed."""
+    """`leases` and `pods` are stubs of the leader; `epoch` is its, 0 = `fallback` is assumed.
+
+    `replaced` is set when another scheduler has taken over from the one that they lead to now; each
+    leader has its own. Taken before a call, it tells afterwards whom the call has reached.
+    """
 
     def __init__(self, state: grpc.aio.Channel, fallback: str) -> None:
         self.epoch = 0
         self.address = fallback
-        self._moved = asyncio.Event()
+        self.replaced = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._informer = Informer(state, "scheduler")
         self._connect()
@@ -51,9 +56,20 @@ class LeaderLink:
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self._channel.close(None)
 
-    async def moved(self) -> None:
-        """Returns when another leader has taken over since this call began."""
-        await self._moved.wait()
+    async def call(self, method: str, request: Any, timeout_s: float) -> Any:
+        """The leader's answer to a call of its SchedulerService; Unavailable as soon as another one
+        leads: the former may be frozen, and whatever it says is worth nothing."""
+        call = asyncio.create_task(client.call(getattr(self.leases, method), request, timeout_s))
+        replaced = asyncio.create_task(self.replaced.wait())
+        try:
+            await asyncio.wait((call, replaced), return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                return call.result()
+            raise Unavailable("another scheduler has taken the lead")
+        finally:
+            for task in (call, replaced):
+                task.cancel()
+            await asyncio.gather(call, replaced, return_exceptions=True)
 
     def _changed(self, event: str, obj: Object[SchedulerRecord]) -> None:
         if event == DELETED or obj.revision <= self.epoch or not obj.spec.address:
@@ -65,5 +81,5 @@ class LeaderLink:
         closing = asyncio.create_task(old.close(OLD_CHANNEL_S))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+        replaced, self.replaced = self.replaced, asyncio.Event()
+        replaced.set()

@@ -23,7 +23,6 @@ from inferx.errors import InferxError, QueueTimeout, Unavailable
 from inferx.gateway.functions import Functions, join, split
 from inferx.gateway.identity import Identity
 from inferx.gateway.leader import LeaderLink
-from inferx.rpc import client
 from inferx.rpc import na_pb2 as pb
 
 HEARTBEAT_S = 2.0
@@ -197,17 +196,17 @@ class Workers:
                 request_id=request_id,
                 deadline_ms=max(1, round(left_s * 1000)),
             )
+            replaced = self._link.replaced
             try:
                 with telemetry.bind(request_id=request_id):
-                    answer = await self._of_leader(request, left_s + 2.0)
+                    answer = await self._link.call("LeaseWorker", request, left_s + 2.0)
             except Unavailable as error:
                 self._doubt.set()
                 if loop.time() + backoff_s >= deadline:
                     raise Unavailable(
                         f"the scheduler does not answer: {error.message}", retry_after_ms=1000
                     ) from error
-                await self._pause(backoff_s)
-                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+                backoff_s = await self._rest(backoff_s, replaced)
                 continue
             if answer.epoch < self._link.epoch:
                 continue  # granted by a scheduler that has been replaced: it is worth nothing
@@ -217,25 +216,13 @@ class Workers:
             lease = Lease(key, revision, answer.id, answer.lease_id, slots, answer.epoch)
             return lease, answer
 
-    async def _of_leader(self, request: pb.LeaseWorkerReq, timeout_s: float) -> pb.LeaseWorkerResp:
-        """LeaseWorker of the leader; Unavailable as soon as there is another one."""
-        call = asyncio.create_task(client.call(self._link.leases.LeaseWorker, request, timeout_s))
-        moved = asyncio.create_task(self._link.moved())
-        try:
-            await asyncio.wait((call, moved), return_when=asyncio.FIRST_COMPLETED)
-            if call.done():
-                answer: pb.LeaseWorkerResp = call.result()
-                return answer
-            raise Unavailable("another scheduler has taken the lead")
-        finally:
-            for task in (call, moved):
-                task.cancel()
-            await asyncio.gather(call, moved, return_exceptions=True)
-
-    async def _pause(self, seconds: float) -> None:
-        """Rest before a retry, but not longer than until another scheduler leads."""
+    async def _rest(self, backoff_s: float, replaced: asyncio.Event) -> float:
+        """Rest before a retry, but not when another leads than the one that was asked; the next
+        backoff."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._link.moved(), seconds)
+            await asyncio.wait_for(replaced.wait(), backoff_s)
+            return _BACKOFF_MIN_S
+        return min(backoff_s * 2, _BACKOFF_MAX_S)
 
     def _fail(self, key: Key, revision: int, error: InferxError, late: bool = False) -> None:
         self._proxy.fail_lease(
@@ -277,16 +264,16 @@ class Workers:
         deadline = loop.time() + RETURN_TRIES_S
         backoff_s = _BACKOFF_MIN_S
         while True:
+            replaced = self._link.replaced
             try:
-                await client.call(self._link.leases.ReturnWorker, request, _RPC_TIMEOUT_S)
+                await self._link.call("ReturnWorker", request, _RPC_TIMEOUT_S)
                 return
             except Unavailable as error:
                 # A scheduler that was restarted meanwhile was not told of this lease either.
                 if loop.time() >= deadline:
                     _log.warning("lease %s was not given back: %s", lease.lease_id, error)
                     return
-                await self._pause(backoff_s)
-                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+                backoff_s = await self._rest(backoff_s, replaced)
             except InferxError as error:
                 _log.info("lease %s is not known any more: %s", lease.lease_id, error)
                 return
@@ -297,24 +284,24 @@ class Workers:
         """Announce, then keep saying that this gateway lives; announce again after any doubt."""
         backoff_s = _BACKOFF_MIN_S
         while True:
+            replaced = self._link.replaced
             try:
                 await self._announce()
                 backoff_s = _BACKOFF_MIN_S
                 self.connected.set()
-                while not await self._in_doubt():
+                while not await self._in_doubt(replaced):
                     await self._refresh()
             except InferxError as error:
                 _log.info("the scheduler is not there: %s", error)
                 if time.monotonic() - self._heard > LEASES_LIVE_S:
                     self.drop_all("no scheduler answers, they may be in other hands by now")
-                await self._pause(backoff_s)
-                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+                backoff_s = await self._rest(backoff_s, replaced)
 
-    async def _in_doubt(self) -> bool:
+    async def _in_doubt(self, replaced: asyncio.Event) -> bool:
         """Rest until the next heartbeat; True when somebody saw the scheduler change."""
         news = asyncio.create_task(self._news.wait())
         doubts = {
-            asyncio.create_task(self._doubt.wait()), asyncio.create_task(self._link.moved())
+            asyncio.create_task(self._doubt.wait()), asyncio.create_task(replaced.wait())
         }  # fmt: skip
         try:
             done, _ = await asyncio.wait(
@@ -337,7 +324,7 @@ class Workers:
             slots=[lease.slots for lease in held],
         )
         sent = time.monotonic()
-        answer = await client.call(self._link.leases.RefreshGateway, request, _HEARTBEAT_TIMEOUT_S)
+        answer = await self._link.call("RefreshGateway", request, _HEARTBEAT_TIMEOUT_S)
         self._hear(sent)
         known = {lease.lease_id for lease in self.leases.values()}
         if known.intersection(answer.ended_lease_ids):
@@ -383,9 +370,7 @@ class Workers:
             replaces=self._identity.replaces,
         )
         sent = time.monotonic()
-        answer = await client.call(
-            self._link.leases.ConnectScheduler, request, _HEARTBEAT_TIMEOUT_S
-        )
+        answer = await self._link.call("ConnectScheduler", request, _HEARTBEAT_TIMEOUT_S)
         self._hear(sent)
         self._identity.announced()
         self._epoch = answer.epoch
