@@ -88,6 +88,7 @@ class Workers:
         self._handles = itertools.count(1)
         self._epoch = 0
         self._heard = time.monotonic()  # when the last answered heartbeat was sent
+        self._announcements = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._news = asyncio.Event()  # something that a heartbeat should tell at once
@@ -196,7 +197,7 @@ class Workers:
                 request_id=request_id,
                 deadline_ms=max(1, round(left_s * 1000)),
             )
-            replaced = self._link.replaced
+            replaced, announcements = self._link.replaced, self._announcements
             try:
                 with telemetry.bind(request_id=request_id):
                     answer = await self._link.call("LeaseWorker", request, left_s + 2.0)
@@ -210,6 +211,8 @@ class Workers:
                 continue
             if answer.epoch < self._link.epoch:
                 continue  # granted by a scheduler that has been replaced: it is worth nothing
+            if announcements != self._announcements:
+                continue  # not among what was announced: asked under its id again, if it is live
             if answer.epoch != self._epoch and self.connected.is_set():
                 self._doubt.set()
             slots = answer.slots or (1 if definition is None else definition.parallel)
@@ -325,10 +328,11 @@ class Workers:
         )
         sent = time.monotonic()
         answer = await self._link.call("RefreshGateway", request, _HEARTBEAT_TIMEOUT_S)
-        self._hear(sent)
         known = {lease.lease_id for lease in self.leases.values()}
         if known.intersection(answer.ended_lease_ids):
             self._doubt.set()
+        else:
+            self._hear(sent)
         shares = {share.lease_id: share.slots for share in answer.shares}
         for handle, lease in list(self.leases.items()):
             if lease.lease_id in shares:
@@ -340,8 +344,8 @@ class Workers:
             self._proxy.trim_worker(handle, lease.slots)
 
     def _hear(self, sent: float) -> None:
-        """An answer to what was sent then: the leases live from then on. The data plane ends their
-        use by itself, also when this process is frozen meanwhile."""
+        """An answer to what was sent then: the leases that are not dropped live from then on. The
+        data plane ends their use by itself, also when this process is frozen meanwhile."""
         self._heard = sent
         self._proxy.hold_leases(sent + LEASES_LIVE_S - time.monotonic())
 
@@ -363,6 +367,7 @@ class Workers:
 
     async def _announce(self) -> None:
         self._doubt.clear()
+        self._announcements += 1
         announced = dict(self.leases)
         request = pb.ConnectReq(
             gateway_id=self._gateway_id,
@@ -371,11 +376,11 @@ class Workers:
         )
         sent = time.monotonic()
         answer = await self._link.call("ConnectScheduler", request, _HEARTBEAT_TIMEOUT_S)
-        self._hear(sent)
         self._identity.announced()
         self._epoch = answer.epoch
         rejected = set(answer.rejected_lease_ids)
         for handle, lease in announced.items():
             if lease.lease_id in rejected:
                 self._drop(handle, "the scheduler does not accept it any more")
+        self._hear(sent)  # last: calls that wait for it must not get what was rejected
         _log.info("announced to the scheduler with %d leases", len(announced) - len(rejected))
