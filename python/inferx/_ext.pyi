@@ -482,9 +482,12 @@ class Proxy:
         code: str,
         message: str,
         retry_after_ms: int | None = None,
+        late: bool = False,
     ) -> None:
-        """One wanted worker cannot be had; parked calls get the error when nobody can serve
-        them."""
+        """One wanted worker cannot be had; parked calls get the error when nobody can serve them.
+
+        `late`: it was waited for until the time was over. Then only calls whose own time is over
+        get the error, and `need_worker` comes again for those that are younger."""
 
     def set_verdict(
         self, digest: bytes, principal: str, tag: str, grants: list[str], lifetime_ms: int

@@ -22,7 +22,7 @@ from inferx.up import ports
 from inferx.up.child import Child, service_command
 from inferx.up.door import Door
 from inferx.up.folder import Folder, claim
-from inferx.up.settings import Settings, describe_gpus, node_document
+from inferx.up.settings import Settings, check_runtime, describe_gpus, node_document
 
 # In the order of their start; they stop in the order of STOP_ORDER.
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
@@ -329,6 +329,7 @@ def check(settings: Settings) -> None:
     if not 0 < settings.port < 65536:
         raise ConfigError(f"--port {settings.port}: expected a port from 1 to 65535")
     describe_gpus(settings.gpus)
+    check_runtime(settings.runtime)
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:

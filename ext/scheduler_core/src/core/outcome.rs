@@ -66,6 +66,7 @@ impl Core {
             let node = self.nodes.get_mut(&node).expect("a node that is gone");
             node.faults += 1;
             node.retry_at_ms = now_ms + config.backoff(node.faults);
+            node.fault.clone_from(&outcome.reason);
             self.timers.set(node.retry_at_ms, Timer::Node(node_id));
         }
         match outcome.gone {
