@@ -26,8 +26,9 @@ impl Core {
             // It was ready and ended before this answer came.
             true if self.pod(ix).died => self.remove_pod(now_ms, ix, true),
             true => {
-                if outcome.from_snapshot {
-                    self.pod_mut(ix).start = StartKind::Snapshot;
+                // The agent falls back to a colder way where the one ordered fails.
+                if let Some(start) = outcome.start {
+                    self.pod_mut(ix).start = start;
                 }
                 self.set_ready(now_ms, ix);
             }
