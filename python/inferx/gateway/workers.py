@@ -32,6 +32,8 @@ LEASES_LIVE_S = 9.0
 RETURN_TRIES_S = 30.0
 _RPC_TIMEOUT_S = 5.0
 _HEARTBEAT_TIMEOUT_S = 2.0
+# A request for a worker ends so long before the calls that wait for it, to tell them why.
+_ANSWER_LEAD_S = 0.25
 _BACKOFF_MIN_S = 0.05
 _BACKOFF_MAX_S = 0.2  # a takeover lasts about two seconds; nothing of it is to be slept over
 _log = logging.getLogger(__name__)
@@ -137,11 +139,16 @@ class Workers:
     # ---- leases ----
 
     async def _lease(self, key: Key, revision: int) -> None:
+        definition = self._functions.definition(key)
+        wait_s = 30.0 if definition is None else definition.queue_timeout_ms / 1000
+        loop = asyncio.get_running_loop()
+        lead_s = min(_ANSWER_LEAD_S, wait_s / 10)
+        deadline = loop.time() + wait_s - lead_s
         try:
-            lease, answer = await self._ask(key, revision)
+            lease, answer = await self._ask(key, revision, deadline)
         except InferxError as error:
             _log.info("no worker for %s: %s (%s)", join(key), error.message, error.code)
-            self._fail(key, revision, error)
+            self._fail(key, revision, error, late=loop.time() + lead_s >= deadline)
             return
         except asyncio.CancelledError:
             self._fail(key, revision, Unavailable("the gateway is stopping"))
@@ -167,12 +174,12 @@ class Workers:
         if not added:
             await self._give_back(handle, False)
 
-    async def _ask(self, key: Key, revision: int) -> tuple[Lease, pb.LeaseWorkerResp]:
-        """Ask until the queue timeout is over; an unreachable scheduler is asked again."""
+    async def _ask(
+        self, key: Key, revision: int, deadline: float
+    ) -> tuple[Lease, pb.LeaseWorkerResp]:
+        """Ask until that time of the event loop; an unreachable scheduler is asked again."""
         definition = self._functions.definition(key)
-        wait_s = 30.0 if definition is None else definition.queue_timeout_ms / 1000
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
         request_id = uuid.uuid4().hex
         backoff_s = _BACKOFF_MIN_S
         while True:
@@ -220,7 +227,7 @@ class Workers:
             return _BACKOFF_MIN_S
         return min(backoff_s * 2, _BACKOFF_MAX_S)
 
-    def _fail(self, key: Key, revision: int, error: InferxError) -> None:
+    def _fail(self, key: Key, revision: int, error: InferxError, late: bool = False) -> None:
         self._proxy.fail_lease(
             join(key),
             revision=revision,
@@ -228,6 +235,7 @@ class Workers:
             code=error.code,
             message=error.message,
             retry_after_ms=error.retry_after_ms,
+            late=late,
         )
 
     def _address(self, key: Key, answer: pb.LeaseWorkerResp) -> tuple[str, int]:
