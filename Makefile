@@ -120,7 +120,7 @@ chaos: build ## break a real cluster N times under load and judge what happened;
 	$(PY) -m tests.chaos.run -n $(N) --seed $(SEED)
 
 .PHONY: bench-failover
-bench-failover: build ## kill leaders under load, then nodes: how long clients wait; ARGS=...
+bench-failover: build ## kill and freeze leaders under load, then kill nodes: how long clients wait; ARGS=...
 	scripts/test-deps
 	$(PY) -m tests.chaos.failover $(ARGS)
 

@@ -482,9 +482,12 @@ class Proxy:
         code: str,
         message: str,
         retry_after_ms: int | None = None,
+        late: bool = False,
     ) -> None:
-        """One wanted worker cannot be had; parked calls get the error when nobody can serve
-        them."""
+        """One wanted worker cannot be had; parked calls get the error when nobody can serve them.
+
+        `late`: it was waited for until the time was over. Then only calls whose own time is over
+        get the error, and `need_worker` comes again for those that are younger."""
 
     def set_verdict(
         self, digest: bytes, principal: str, tag: str, grants: list[str], lifetime_ms: int
@@ -731,9 +734,10 @@ class SchedulerCore:
         (name), node_gone (name), pod (pod_id, node, tenant, namespace, name, revision, state,
         reason, cpu_millis, mem_mib, cache_mib, devices, gpu_mib per device, contexts per device),
         pod_gone (pod_id), start_result, park_result, terminate_result (pod_id, ok, code, reason,
-        gone, order, from_snapshot), snapshot (node, tenant, namespace, name, revision, state Done,
-        ScheduleFail or Cannot, tier host or file, size_mib, failures of this revision, reason),
-        snapshot_gone (node, tenant, namespace, name).
+        gone, order, start: resume, snapshot or cold as it was really done, None = as ordered),
+        snapshot (node, tenant, namespace, name, revision, state Done, ScheduleFail or Cannot, tier
+        host or file, size_mib, failures of this revision, reason), snapshot_gone (node, tenant,
+        namespace, name).
 
         `KeyError` or `ValueError` name an entry that is missing or wrong.
         """
@@ -838,7 +842,7 @@ class SchedulerServer:
     def learned(self, number: int, refusal: tuple[str, str, int | None] | None = None) -> None:
         """The function is known now, or will not be: (code, message, retry_after_ms)."""
 
-    def place(self, pod_id: str, ip: int, port: int, from_snapshot: bool) -> None:
+    def place(self, pod_id: str, ip: int, port: int) -> None:
         """Where a pod listens. Tell it before the core hears that the pod is there."""
 
     def forget_place(self, pod_id: str) -> None:

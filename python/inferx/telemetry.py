@@ -67,12 +67,13 @@ def clean(text: str) -> str:
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     extra = {k: v for k, v in record.__dict__.items() if k not in _RECORD_FIELDS}
     merged = {**_context.get(), **extra}
-    return {
-        name: "***"
-        if _SECRET_FIELD.search(name)
-        else (value if isinstance(value, bool | int | float) else clean(str(value)))
-        for name, value in merged.items()
-    }
+    return {name: _shown(name, value) for name, value in merged.items() if value != ""}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        return value  # `tokens=178` is a count
+    return "***" if _SECRET_FIELD.search(name) else clean(str(value))
 
 
 class JsonFormatter(logging.Formatter):

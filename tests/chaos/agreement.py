@@ -57,10 +57,6 @@ class Agreement:
         return left
 
     async def _stored(self) -> set[str]:
-        store = await self._cluster.store()
-        try:
-            found, _ = await ObjectStore(store).list("pod")
-        finally:
-            await store.close()
+        found, _ = await self._cluster.with_store(lambda store: ObjectStore(store).list("pod"))
         pods = [stored.object() for stored in found]
         return {pod.meta.name for pod in pods if pod.spec.status.state != "Failed"}

@@ -10,15 +10,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from inferx.config import EtcdConfig
 from inferx.domain.meta import Object
-from inferx.errors import InferxError
+from inferx.errors import InferxError, Unavailable
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc
 from inferx.store.etcd import EtcdStore
 from tests.chaos.processes import ROOT, Node, Service, SmallDisk, workers
@@ -29,12 +29,14 @@ from tests.helpers.postgres_server import Postgres
 
 WORKER = ROOT / "tests" / "chaos" / "worker.py"
 START_S = 90.0
+ETCD_MIB = 2048  # its log comes in files of 64 MiB, and what is compacted leaves its database late
 LEADER_KEY = "/registry/scheduler/system/system/scheduler"
 PORTS = {"statesvc": "statSvcPort", "scheduler": "schedulerPort", "nodeagent": "podMgrPort"}
 FUNCTIONS = {
     # name -> (calls that one worker may run at once, its replicas)
     "solo": (1, 1), "pair": (2, 1), "wide": (4, 2), "many": (1, 3),
 }  # fmt: skip
+ResultT = TypeVar("ResultT")
 _stub: Any = ixmeta_pb2_grpc.IxMetaServiceStub
 
 
@@ -61,7 +63,9 @@ class Cluster:
     async def start(self, deploy: bool = True) -> None:
         """Start everything and wait until each function answers through each gateway."""
         (self.folder / "executions").mkdir()
-        (self.folder / "etcd").mkdir()
+        # In memory where that is possible: what other work of this machine does to its disk is no
+        # fault of ours, and may stall etcd for longer than any of them.
+        self.disks["etcd"] = SmallDisk(self.folder / "etcd" / "data", ETCD_MIB)
         await asyncio.to_thread(self.postgres.start)
         self.etcd = await asyncio.to_thread(EtcdServer, self.folder / "etcd")
         for node in self.nodes:
@@ -222,13 +226,24 @@ class Cluster:
         """A connection to etcd that no proxy cuts."""
         return await EtcdStore.open([self.etcd.address], EtcdConfig())
 
+    async def with_store(self, work: Callable[[EtcdStore], Awaitable[ResultT]]) -> ResultT:
+        """What `work` makes of a connection to etcd; begun anew while etcd does not answer."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                store = await self.store()
+                try:
+                    return await work(store)
+                finally:
+                    await store.close()
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+
     async def leader(self) -> tuple[Service, Service]:
         """The leading scheduler and the other one."""
-        store = await self.store()
-        try:
-            entry = await store.get(LEADER_KEY)
-        finally:
-            await store.close()
+        entry = await self.with_store(lambda store: store.get(LEADER_KEY))
         first, second = self.of("scheduler")
         address = second.document["advertisedAddr"]
         leads_second = entry is not None and f'"{address}"'.encode() in entry.value

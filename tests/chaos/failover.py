@@ -1,7 +1,8 @@
-"""`make bench-failover`: how long clients wait when a leader, or a node, is killed; one JSON line.
+"""`make bench-failover`: how long clients wait when a leader or a node is lost; one JSON line.
 
-Each turn kills the leading scheduler under load; then each turn kills a node and its workers at
-once. Exits with 1 when a call was lost or a limit of the design is missed.
+Each turn kills the leading scheduler under load, or freezes it until another one leads; then each
+turn kills a node and its workers at once. Exits with 1 when a call was lost or a limit of the
+design is missed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _ONE = "solo"  # has one replica: nobody else may serve it before the node is kn
 class Failover:
     """`report` is what it found, `problems` what was lost or too late."""
 
-    def __init__(self, folder: Path, leaders: int, nodes: int) -> None:
+    def __init__(self, folder: Path, leaders: int, frozen: int, nodes: int) -> None:
         self.report: dict[str, Any] = {}
         self.problems: list[str] = []
         self._cluster = Cluster(folder)
-        self._leaders, self._nodes = leaders, nodes
+        self._leaders, self._frozen, self._nodes = leaders, frozen, nodes
         self._faults: list[Fault] = []
         self._elected_s: list[float] = []
 
@@ -49,7 +50,9 @@ class Failover:
             load.start()
             try:
                 for number in range(self._leaders):
-                    await self._kill_leader(number)
+                    await self._lose_leader("kill_leader", number)
+                for number in range(self._frozen):
+                    await self._lose_leader("pause_leader", number)
             finally:
                 await load.stop()
             elsewhere = [await self._kill_node() for _ in range(self._nodes)]
@@ -57,22 +60,27 @@ class Failover:
         finally:
             await self._cluster.stop()
 
-    async def _kill_leader(self, number: int) -> None:
+    async def _lose_leader(self, kind: str, number: int) -> None:
         leader, _ = await self._cluster.leader()
         # Not always at the same moment between two renewals.
         await asyncio.sleep(0.137 * (number % 7))
-        fault = Fault("kill_leader", leader.name, time.monotonic())
+        fault = Fault(kind, leader.name, time.monotonic())
         self._faults.append(fault)
-        leader.kill()
+        if kind == "kill_leader":
+            leader.kill()
+        else:
+            leader.send(signal.SIGSTOP)
         self._elected_s.append(await self._another_leads(fault.begun))
         await asyncio.sleep(2.0)  # calls that were held up come to their end
         fault.ended = time.monotonic()
+        leader.send(signal.SIGCONT)
+        await self._cluster.eventually(lambda: _ended(leader), f"{leader.name} ends itself")
         leader.start()
         await self._cluster.answers(RECOVERY_S)
         await self._cluster.listens("scheduler")
 
-    async def _another_leads(self, killed_at: float) -> float:
-        """Seconds from the kill until the store has a leader that is younger."""
+    async def _another_leads(self, lost_at: float) -> float:
+        """Seconds from its loss until the store has a leader that is younger."""
         store = await self._cluster.store()
         before = await store.get(LEADER_KEY)
         old = 0 if before is None else before.create_revision
@@ -85,7 +93,7 @@ class Failover:
             await self._cluster.eventually(younger, "another scheduler leads")
         finally:
             await store.close()
-        return time.monotonic() - killed_at
+        return time.monotonic() - lost_at
 
     async def _kill_node(self) -> float:
         """Seconds until a function of one replica is served by another node."""
@@ -124,12 +132,13 @@ class Failover:
         lost, duplicated = checker.judge_calls()
         added = checker.added_latency_ms(self._faults)
         self.report = {
-            "bench": "failover", "leaders_killed": self._leaders, "calls": len(load.calls),
-            "lost": lost, "duplicated": duplicated,
+            "bench": "failover", "leaders_killed": self._leaders, "leaders_frozen": self._frozen,
+            "calls": len(load.calls), "lost": lost, "duplicated": duplicated,
             "elected_p50_ms": round(percentile(self._elected_s, 0.5) * 1000),
             "elected_max_ms": round(max(self._elected_s) * 1000),
             "added_p50_ms": round(percentile(added, 0.5)),
             "added_p99_ms": round(percentile(added, 0.99)),
+            "added_max_ms": round(max(added)),
             "nodes_killed": self._nodes,
             "served_elsewhere_max_s": round(max(elsewhere, default=0.0), 2),
         }  # fmt: skip
@@ -140,15 +149,20 @@ class Failover:
             self.problems.append(f"dead nodes were replaced too late: {elsewhere} s")
 
 
+async def _ended(service: Service) -> bool:
+    return not service.running()
+
+
 def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--leaders", type=int, default=20, help="leaders to kill")
+    parser.add_argument("--frozen", type=int, default=10, help="leaders to freeze")
     parser.add_argument("--nodes", type=int, default=5, help="nodes to kill")
     add_keep(parser)
     given = parser.parse_args()
     folder = folder_of(given.keep, "failover")
-    return carry_out(Failover(folder, given.leaders, given.nodes), folder, given.keep)
+    return carry_out(Failover(folder, given.leaders, given.frozen, given.nodes), folder, given.keep)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inferx.store.etcd import EtcdStore
 from inferx.store.protocol import Put
 from tests.chaos.cluster import PORTS, Cluster
 from tests.chaos.processes import Service, workers
@@ -206,14 +207,14 @@ class Nemesis:
         proxies = self._cluster.ways[name, "etcd"]
         for proxy in proxies:
             proxy.cut()
-        store = await self._cluster.store()
-        for _ in range(3):
-            revision = await store.commit(
-                (), [Put("/nemesis", str(self._random.random()).encode())]
-            )
+
+        async def write(store: EtcdStore) -> int:
+            puts = [[Put("/nemesis", str(number).encode())] for number in range(3)]
+            return [await store.commit((), put) for put in puts][-1]
+
+        revision = await self._cluster.with_store(write)
         await asyncio.sleep(1.0)
-        await store.compact(revision)
-        await store.close()
+        await self._cluster.with_store(lambda store: store.compact(revision))
         for proxy in proxies:
             proxy.heal()
         return name

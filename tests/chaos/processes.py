@@ -151,12 +151,12 @@ class Node:
 class SmallDisk:
     """A file system of its own for one folder, where root allows it: it can be filled up."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mib: int = DISK_MIB) -> None:
         self._folder = folder
         self._ballast = folder / "ballast"
         folder.mkdir(parents=True)
         self.mounted = os.geteuid() == 0 and _try(
-            "mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)
+            "mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)
         )
 
     def fill(self) -> None:

@@ -51,6 +51,7 @@ class Run:
                 await self._nemesis.run(self._faults)
             finally:
                 await self._load.stop()
+                self._keep_history()
                 await self._watch.stop()
             leaks = await self._end()
             rows, counted = await audited(self._cluster.postgres.url, self._load.calls)
@@ -65,12 +66,16 @@ class Run:
         await self._cluster.undeploy()
         return leaks + await agreement.until_none(agreement.leftovers, self._settle_s)
 
+    def _keep_history(self) -> None:
+        """Also of a run that breaks off."""
+        calls = [asdict(call) for call in self._load.calls]
+        faults = [asdict(fault) for fault in self._nemesis.faults]
+        history = {"calls": calls, "faults": faults}
+        (self._cluster.folder / "history.json").write_text(json.dumps(history, indent=1))
+
     def _judge(self, leaks: list[str], rows: Counter[str], counted: int, seconds: float) -> None:
         killed = {name: s.killed_at for name, s in self._cluster.services.items()}
         folder = self._cluster.folder / "executions"
-        calls = [asdict(call) for call in self._load.calls]
-        history = {"calls": calls, "faults": [asdict(fault) for fault in self._nemesis.faults]}
-        (self._cluster.folder / "history.json").write_text(json.dumps(history, indent=1))
         checker = Checker(self._load.calls, read_executions(folder), killed)
         lost, duplicated = checker.judge_calls()
         double = checker.judge_slots()

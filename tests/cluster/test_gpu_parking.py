@@ -32,8 +32,10 @@ class RealNode:
     async def park(self) -> None:
         await call(self.node.pods.ParkPod, pb.ParkPodReq(**named("p1")), 60)
 
-    async def resume(self) -> None:
-        await call(self.node.pods.ResumePod, pb.ResumePodReq(**named("p1")), 60)
+    async def resume(self) -> str:
+        """How it came back."""
+        answer = await call(self.node.pods.ResumePod, pb.ResumePodReq(**named("p1")), 60)
+        return answer.start
 
     def driver_state(self, pid: int) -> str:
         return self.gpu.process_state(pid)
@@ -64,7 +66,7 @@ async def test_a_worker_is_parked_by_the_driver_and_resumed(real: RealNode) -> N
         status = await real.node.status("p1")
         assert (status["state"], status["vram_mb"]) == ("Standby", 0)
         assert real.driver_state(pid) == "checkpointed"
-        await real.resume()
+        assert await real.resume() == "resume"
         status = await real.node.status("p1")
         assert (status["state"], status["start"]) == ("Ready", "resume")
         assert real.driver_state(pid) == "running"
@@ -78,7 +80,7 @@ async def test_a_worker_that_is_stuck_is_killed_and_started_again(
     pid = real.node.pid("p1")
     await real.park()
     real.faults(f"cuCheckpointProcessRestore {code} 0")
-    await real.resume()
+    assert await real.resume() == "cold"
     status = await real.node.status("p1")
     assert (status["state"], status["start"]) == ("Ready", "cold")
     assert "its standby failed: process" in status["reason"]

@@ -77,6 +77,24 @@ def test_idle_worker_is_parked_and_resumed(platform: Platform) -> None:
     assert again.json()["pid"] == first.json()["pid"]
 
 
+def test_a_standby_that_does_not_come_back_is_told_as_the_start_it_became(
+    platform: Platform,
+) -> None:
+    platform.apply(function("broken-standby", "--exit-when-thawed"))
+    first = platform.call("broken-standby", "pid")
+    eventually(
+        lambda: (
+            [pod["object"]["status"]["state"] for pod in platform.pods("broken-standby")]
+            == ["Standby"]
+        ),
+        what="the idle pod stands by",
+    )
+    again = platform.call("broken-standby", "pid")
+    assert (again.status_code, again.headers["x-inferx-start"]) == (200, "cold")
+    assert again.headers["x-inferx-pod"] == first.headers["x-inferx-pod"]
+    assert again.json()["pid"] != first.json()["pid"]
+
+
 def test_500_mixed_calls_over_5_functions_on_2_gpus(platform: Platform) -> None:
     names = [f"mixed-{index}" for index in range(5)]
     platform.apply(*(function(name) for name in names))

@@ -27,6 +27,7 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
         self.asked: list[tuple[str, str]] = []
         self.epochs: set[int] = set()
         self.failure: InferxError | None = None
+        self.resumes_as = "resume"
         self.max_pods = 0
         self.keeps_snapshots = False
         self.saves: list[bool] = []  # of each start: may its worker be saved?
@@ -112,7 +113,7 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
     async def ResumePod(self, request: pb.ResumePodReq, context: Any) -> pb.ResumePodResp:
         self._note("resume", request)
         self._show(request.id, state="Ready")
-        return pb.ResumePodResp(ipaddress=LOOPBACK, port=7_000)
+        return pb.ResumePodResp(ipaddress=LOOPBACK, port=7_000, start=self.resumes_as)
 
     async def ParkPod(self, request: pb.ParkPodReq, context: Any) -> pb.ParkPodResp:
         self._note("park", request)

@@ -56,13 +56,14 @@ def bearer(credential: str) -> dict[str, str]:
 
 class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMetaServiceServicer):
     """Grants what `worker_port` says, or raises `refusal`; keeps what it was asked. Calls of the
-    methods in `frozen` get no answer; `stuck` names those that wait for one."""
+    methods in `frozen` get no answer before `thaw` is set; `stuck` names those that wait."""
 
     def __init__(self) -> None:
         self.worker_port = 0
         self.epoch = 1
         self.frozen: set[str] = set()
         self.stuck: list[str] = []
+        self.thaw = asyncio.Event()
         self.refusal: Exception | None = None
         self.granting = asyncio.Event()
         self.granting.set()
@@ -79,7 +80,7 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
     async def _answering(self, method: str) -> None:
         if method in self.frozen:
             self.stuck.append(method)
-            await asyncio.Event().wait()
+            await self.thaw.wait()
 
     async def ConnectScheduler(self, request: pb.ConnectReq, context: Any) -> pb.ConnectResp:
         await self._answering("ConnectScheduler")
@@ -200,11 +201,15 @@ class Platform:
 
     async def parked(self, count: int, name: str = "f") -> None:
         """Wait until so many calls of a function of public/demo wait."""
+        await self.shows("parked", count, name)
+
+    async def shows(self, gauge: str, count: int, name: str = "f") -> None:
+        """Wait until a gauge of a function of public/demo has that value."""
         labels = f'function="{name}",namespace="demo",tenant="public"'
-        line = f"inferx_function_parked{{{labels}}} {float(count)}"
+        line = f"inferx_function_{gauge}{{{labels}}} {float(count)}"
         deadline = time.monotonic() + DEADLINE_S
         while line not in (await self.http.get("/metrics")).text:
-            assert time.monotonic() < deadline, f"never were {count} calls parked"
+            assert time.monotonic() < deadline, f"never were there {count} {gauge} of {name}"
 
     async def put(self, kind: str, tenant: str, namespace: str, name: str, **members: Any) -> Any:
         """Create an object; returns the answer's JSON."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,7 +22,10 @@ parser.add_argument("--start-seconds", type=float, default=0.0, help="not ready 
 parser.add_argument("--exit-at-start", type=int, help="print a reason and exit with this code")
 parser.add_argument("--never-ready", action="store_true")
 parser.add_argument("--unhealthy", action="store_true", help="the health probe answers 500")
+parser.add_argument("--exit-when-thawed", action="store_true", help="no standby comes back")
 arguments = parser.parse_args()
+if arguments.exit_when_thawed:
+    signal.signal(signal.SIGCONT, lambda *_: os._exit(7))
 ready_at = time.monotonic() + arguments.start_seconds
 # How many requests run right now and ran at most at once, so that a test can see the limit held.
 running = {"now": 0, "max": 0, "total": 0}

@@ -119,12 +119,22 @@ async def test_a_full_disk_leaves_the_former_backup(full: Client, tmp_path: Path
     assert file.read_bytes() == before
 
 
-def test_the_command_line_says_who_does_not_answer(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    arguments = ["backup", str(tmp_path / "b"), "--state", f"127.0.0.1:{port}"]
-    ended = CliRunner().invoke(main, arguments)
-    assert ended.exit_code != 0
-    assert str(port) in ended.output
+def test_the_command_line_says_who_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, here = free_ports(2)
+    ended = CliRunner().invoke(main, ["backup", "b", "--state", f"127.0.0.1:{given}"])
+    assert ended.exit_code == 3
+    assert f"no state service answers at 127.0.0.1:{given}; name one with --state" in ended.output
+    folder = tmp_path / ".inferx"
+    folder.mkdir()
+    (folder / "up.json").write_text("{}")
+    (folder / "node.json").write_text(json.dumps({"stateSvcAddrs": [f"127.0.0.1:{here}"]}))
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(main, ["restore", str(folder / "node.json")])
+    assert "not a backup" in ended.output
+    ended = CliRunner().invoke(main, ["backup", "b"])
+    assert f"at 127.0.0.1:{here};" in ended.output, "that of the platform in this folder"
     assert not (tmp_path / "b").exists()
 
 

@@ -143,8 +143,8 @@ class Handler(BaseHTTPRequestHandler):
                 items = self.server.objects.items()
                 found = [value for key, value in items if list(key[: len(home)]) == home]
                 self.reply(200, found)
-            case ["pods", *_]:
-                self.reply(200, PODS)
+            case ["pods", *_, name]:
+                self.reply(200, PODS if name == "echo" else [])
             case ["podlog", *_, name]:
                 self.reply(200, f"log of {name}\n".encode())
             case ["funccall", "public", "demo", "broken", *_]:
@@ -335,6 +335,9 @@ def test_pods_show_the_living_unless_asked(gateway: StandIn) -> None:
     assert [row.split()[0] for row in rows] == ["POD", "new"]
     assert "0,1" in rows[1]
     assert len(inferx(gateway, "pods", "demo/echo", "--all").stdout.splitlines()) == 3
+    missing = inferx(gateway, "pods", "demo/gone")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert "no function public/demo/gone" in missing.stderr
 
 
 def test_no_gateway_says_what_to_do() -> None:

@@ -17,6 +17,7 @@ from inferx.cli.doctor import cluster, gpu, kernel, runtime, storage
 from inferx.cli.doctor.command import node
 from inferx.cli.doctor.machine import Finding, Machine
 from inferx.config import NodeConfig, ShareMemConfig
+from inferx.up.settings import ENGINE_SOCKETS
 from tests.cluster.conftest import free_port
 from tests.cluster.etcd_server import EtcdServer
 
@@ -126,8 +127,14 @@ def test_what_the_runtime_needs_is_missed(machine: Made, settings: NodeConfig) -
         chosen = replace(settings, runtime=name)
         assert one(runtime.check(machine, chosen), name).level == "fail"
         assert one(runtime.check(machine, settings), name).level == "none"
-    chosen = replace(settings, runtime="containerd")
-    assert one(runtime.check(machine, chosen), "containerd socket").level == "fail"
+    for name, socket in ENGINE_SOCKETS.items():
+        assert runtime.ENGINE_SOCKETS[name] == str(socket)
+        chosen = replace(settings, runtime=name)
+        assert one(runtime.check(machine, chosen), f"{name} socket").level == "fail"
+        chosen = replace(chosen, container_socket=Path("/run/other.sock"))
+        machine.write("/run/other.sock")
+        assert not [one for one in runtime.check(machine, chosen) if "socket" in one.check]
+        machine.file("/run/other.sock").unlink()
 
 
 def test_criu_is_judged_as_the_agent_does(machine: Made, settings: NodeConfig) -> None:

@@ -153,6 +153,7 @@ async def test_models(up: Platform) -> None:
     assert (await up.http.get("/v1/models/demo/f")).json()["id"] == "demo/f"
     missing = await up.http.get("/v1/models/demo/g")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    assert missing.json()["error"]["request_id"]
 
 
 async def test_a_policy_changes_a_function(up: Platform) -> None:

@@ -1,16 +1,18 @@
-"""A gateway whose leader is frozen turns to the next one as soon as there is one."""
+"""What a gateway does when its leader is frozen, or does not know it any more."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 
 from inferx.domain.cluster import SchedulerRecord
 from inferx.domain.references import SCHEDULER_KEY
+from inferx.errors import Unavailable
 from inferx.gateway import workers
 from tests.helpers.gateway_kit import FakeScheduler, Platform, free_ports, platform, until
 from tests.helpers.proxy_kit import RawWorker, echo
@@ -83,3 +85,40 @@ async def test_a_lease_without_an_answer_is_asked_of_the_next(up: Platform) -> N
     async with another_leads(up) as other:
         assert (await call).status_code == 200
         assert len(other.leases) == 1
+
+
+async def test_who_waits_for_news_gets_no_worker_that_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No lease is ever confirmed but by an announcement, as when a frozen gateway wakes up.
+    monkeypatch.setattr(workers, "LEASES_LIVE_S", 0.0)
+    rare = partialmethod(workers.Workers.__init__, heartbeat_s=NEVER_S)
+    monkeypatch.setattr(workers.Workers, "__init__", rare)
+    async with RawWorker(echo) as worker, platform(tmp_path) as up:
+        up.scheduler.worker_port = worker.port
+        await up.function(policy={"Obj": {"scalein_timeout": NEVER_S}})
+        await up.function("g")
+        waiting = asyncio.create_task(up.http.get(CALL))
+        await up.shows("workers", 1)
+        await up.parked(1)
+        monkeypatch.setattr(workers, "LEASES_LIVE_S", NEVER_S)
+        up.scheduler.rejected = ["1"]
+        up.scheduler.refusal = Unavailable("no")
+        doubtful = asyncio.create_task(up.http.get(CALL.replace("/f/", "/g/")))
+        await until(lambda: len(up.scheduler.connects) > 1, "nothing was announced")
+        up.scheduler.refusal = None
+        assert (await waiting).headers["x-inferx-pod"] != "pod1"
+        assert (await doubtful).status_code == 200
+
+
+async def test_a_lease_that_was_not_announced_is_asked_for_again(up: Platform) -> None:
+    up.scheduler.granting.clear()
+    call = asyncio.create_task(up.http.get(CALL))
+    await until(lambda: up.scheduler.leases, "no lease was asked for")
+    announced = len(up.scheduler.connects)
+    up.scheduler.known = False  # the next heartbeat fails
+    await until(lambda: len(up.scheduler.connects) > announced, "nothing was announced")
+    up.scheduler.granting.set()
+    assert (await call).status_code == 200
+    first, second = up.scheduler.leases
+    assert first.request_id == second.request_id

@@ -111,6 +111,20 @@ async def test_both_given_in_the_same_moment_are_both_reported(kit: Kit) -> None
     assert kit.facts[0]["gone"]
 
 
+async def test_the_core_hears_how_a_pod_was_really_started(kit: Kit) -> None:
+    kit.record.written.set()
+    kit.orders.carry_out(START)
+    await until(lambda: len(kit.facts) == 1)
+    resume = {**POD, "effect": "resume"}
+    for order, way in enumerate(("resume", "snapshot", "cold", ""), start=2):
+        kit.agent.resumes_as = way
+        kit.orders.carry_out({**resume, "order": order})
+        await until(lambda order=order: kit.facts[-1]["order"] == order)
+    # An agent of an earlier version does not say; then it is as ordered.
+    told = [fact["start"] for fact in kit.facts]
+    assert told == ["cold", "resume", "snapshot", "cold", None]
+
+
 async def test_an_orderly_stop_reports_nothing(kit: Kit) -> None:
     kit.orders.carry_out(START)
     await asyncio.sleep(0)

@@ -194,6 +194,27 @@ async def test_a_lease_that_fails_answers_those_who_wait(rig: Rig) -> None:
     await rig.gauge("parked", 0)
 
 
+async def test_a_lease_that_is_late_answers_only_those_whose_time_is_over(rig: Rig) -> None:
+    rig.function(queue_timeout_ms=60_000)
+    old = await rig.request()
+    await rig.event("need_worker")
+    rig.function(queue_timeout_ms=1)
+    await asyncio.sleep(0.002)  # from now on it has waited for longer than that
+    failure = {"http_status": 504, "code": "queue_timeout", "message": "every GPU is taken"}
+    rig.proxy.fail_lease("t/n/f", revision=1, late=True, **failure)
+    assert (await old.message()).json()["error"]["message"] == "every GPU is taken"
+    rig.function(queue_timeout_ms=60_000)
+    young = await rig.request()
+    await rig.event("need_worker")
+    rig.proxy.fail_lease("t/n/f", revision=1, late=True, **failure)
+    await rig.event("need_worker")  # the request was late, this call is not
+    impatient = await rig.call(headers="X-Inferx-Timeout: 0.05\r\n")
+    assert impatient.json()["error"]["message"].endswith("asked for: every GPU is taken")
+    async with RawWorker(echo) as worker:
+        rig.add(worker.port)
+        assert (await young.message()).status == 200
+
+
 async def test_a_lease_that_fails_is_no_matter_while_others_serve(rig: Rig) -> None:
     rig.function(parallel=1, wait_ratio=0.0)
     async with RawWorker() as worker:

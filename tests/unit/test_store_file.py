@@ -40,6 +40,10 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     lease = await store.grant(60)
     first = await store.commit((), [Put("/a", b"1"), Put("/l", b"", lease)])
     second = await store.commit((), [Put("/a", b"2")])
+    kept = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert kept == dict.fromkeys(
+        ("state.db", "state.db-wal", "state.db-shm", "state.db.lock"), 0o600
+    ), "nobody else reads the secrets of functions"
     await store.close()
     store = await EmbeddedStore.open(path)
     assert await store.uid() == uid

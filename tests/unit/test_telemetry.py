@@ -37,12 +37,15 @@ def test_no_secret_reaches_the_log(stream: io.StringIO, fmt: str) -> None:
     for secret in SECRETS:
         log.info(secret)
     log.info("field", extra={"admin_token": "hunter2", "url": "http://a:hunter2@b"})
+    log.info("counted", extra={"tokens": 178, "pod": ""})
     try:
         raise ValueError("token: secret=hunter2")
     except ValueError:
         log.exception("failed")
     assert stream.getvalue().count("***") >= len(SECRETS)
     assert "hunter2" not in stream.getvalue()
+    assert "178" in stream.getvalue(), "a count is no secret"
+    assert "pod" not in stream.getvalue(), "nothing is said by an empty field"
 
 
 async def test_json_lines_carry_the_fields_of_their_task(stream: io.StringIO) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from inferx.up import processes
+from inferx.errors import ConfigError
+from inferx.up import processes, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = """
@@ -282,3 +283,16 @@ def test_wrong_options_are_named(platform: Up, options: list[str], words: str) -
     assert code == 1
     assert words in output
     assert not platform.folder.exists()
+
+
+def test_an_engine_that_is_not_there_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(settings.ENGINE_SOCKETS, "docker", tmp_path / "docker.sock")
+    with pytest.raises(ConfigError, match=r"--runtime docker: .*docker.sock: No such file.* start"):
+        settings.check_runtime("docker")
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(tmp_path / "docker.sock"))
+        engine.listen()
+        settings.check_runtime("docker")
+    settings.check_runtime("process")

@@ -5,6 +5,7 @@ mod fence;
 mod slot;
 mod workers;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,6 +62,8 @@ struct State {
     /// Leases asked for and not answered yet.
     requested: u32,
     backoff_until: Option<Instant>,
+    /// Why the last lease that was asked for could not be had, until one is.
+    refusal: Option<Cow<'static, str>>,
 }
 
 #[derive(Debug)]
@@ -126,6 +129,7 @@ impl Function {
                 ticket_next: 0,
                 requested: 0,
                 backoff_until: None,
+                refusal: None,
             }),
         }
     }
@@ -338,6 +342,11 @@ impl Function {
             workers: state.members.len(),
             expected: self.stats.usual_start(),
         }
+    }
+
+    /// Why the calls in line wait still, as far as the last answer to a request for a worker said.
+    fn why_waiting(&self) -> Option<Cow<'static, str>> {
+        self.lock().refusal.clone()
     }
 
     fn leave(&self, ticket: u64) {

@@ -293,12 +293,12 @@ impl Plane {
         function.is_some_and(|it| it.trim_worker(lease_id, most))
     }
 
-    /// Says that a lease of that revision could not be had.
-    pub fn fail_lease(&self, key: &str, revision: i64, error: &Reject) {
+    /// Says that a lease of that revision could not be had; `late` when it was only waited for.
+    pub fn fail_lease(&self, key: &str, revision: i64, error: &Reject, late: bool) {
         let Some(function) = self.core.routes.find(key) else {
             return;
         };
-        if let Some(pause) = function.fail_lease(revision, error) {
+        if let Some(pause) = function.fail_lease(revision, error, late) {
             self.spawn(async move {
                 tokio::time::sleep(pause).await;
                 function.ask_again();

@@ -221,7 +221,10 @@ impl Proxy {
         self.plane.trim_worker(lease_id, most)
     }
 
-    #[pyo3(signature = (function, *, revision, http_status, code, message, retry_after_ms=None))]
+    #[pyo3(signature = (
+        function, *, revision, http_status, code, message, retry_after_ms=None, late=false
+    ))]
+    #[allow(clippy::too_many_arguments)]
     fn fail_lease(
         &self,
         function: &str,
@@ -230,10 +233,11 @@ impl Proxy {
         code: String,
         message: String,
         retry_after_ms: Option<u64>,
+        late: bool,
     ) {
         let mut error = Reject::new(http_status, code, message);
         error.retry_after_ms = retry_after_ms;
-        self.plane.fail_lease(function, revision, &error);
+        self.plane.fail_lease(function, revision, &error, late);
     }
 
     fn set_verdict(

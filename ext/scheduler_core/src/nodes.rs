@@ -210,6 +210,8 @@ pub struct Node {
     /// Faults in a row, and when the next start may be tried there (ms).
     pub faults: u32,
     pub retry_at_ms: u64,
+    /// What the last fault was.
+    pub fault: String,
     pub keeps_snapshots: bool,
 }
 

@@ -11,7 +11,7 @@ use scheduler_core::model::{FuncKey, StartKind};
 use tonic::server::UnaryService;
 use tonic::{Request, Response, Status};
 
-use crate::desk::{Desk, Place, Told};
+use crate::desk::{Desk, Told};
 use crate::held::Held;
 use crate::messages::{LeaseWorkerReq, LeaseWorkerResp, ReturnWorkerReq, ReturnWorkerResp};
 use crate::refused::{Refused, Statuses};
@@ -82,7 +82,7 @@ async fn lease(
         let why = format!("the address of pod {} is not known", grant.pod_id);
         return Err(Refused::new("unavailable", why));
     };
-    let start = start_name(grant.start, place);
+    let start = grant.start.name();
     desk.tally.granted(start, begun.elapsed().as_secs_f64());
     let message = LeaseWorkerResp {
         id: grant.pod_id.clone(),
@@ -141,14 +141,6 @@ fn give_back(
         return Err(Refused::new("stale_lease", why));
     }
     Ok(Response::new(ReturnWorkerResp::default()))
-}
-
-/// The core knows of starts and resumes; the agent decides whether one has a snapshot.
-fn start_name(start: StartKind, place: Place) -> &'static str {
-    match start {
-        StartKind::Cold if place.from_snapshot => "snapshot",
-        other => other.name(),
-    }
 }
 
 fn key_of(request: &LeaseWorkerReq) -> Result<FuncKey, Refused> {

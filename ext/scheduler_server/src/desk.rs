@@ -29,13 +29,12 @@ use crate::tally::Tally;
 const CHANGES_EVERY: Duration = Duration::from_millis(50);
 const FAR: Duration = Duration::from_secs(3600);
 
-/// Where a pod listens, and whether its agent started it from a snapshot.
+/// Where a pod listens.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct Place {
     pub ip: u32,
     pub port: u16,
-    pub from_snapshot: bool,
 }
 
 /// What the desk says to who asks for slots.

@@ -160,12 +160,8 @@ impl SchedulerServer {
         Ok(())
     }
 
-    fn place(&self, pod_id: &str, ip: u32, port: u16, from_snapshot: bool) {
-        let place = Place {
-            ip,
-            port,
-            from_snapshot,
-        };
+    fn place(&self, pod_id: &str, ip: u32, port: u16) {
+        let place = Place { ip, port };
         self.desk.place(pod_id, Some(place));
     }
 

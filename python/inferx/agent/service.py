@@ -89,7 +89,9 @@ class AgentServicer(na_pb2_grpc.NodeAgentServiceServicer):
         self._manager.epochs.check(request.epoch)
         terminate, park = _keys(request.terminate_pods), _keys(request.park_pods)
         pod = await self._manager.resume(_key(request), request.alloc_resources, terminate, park)
-        return pb.ResumePodResp(ipaddress=_address(pod), port=pod.record.port)
+        return pb.ResumePodResp(
+            ipaddress=_address(pod), port=pod.record.port, start=pod.record.start
+        )
 
     async def ParkPod(self, request: pb.ParkPodReq, context: Any) -> pb.ParkPodResp:
         self._manager.epochs.check(request.epoch)

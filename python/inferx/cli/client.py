@@ -34,14 +34,19 @@ def find_server(given: str | None, folder: Path) -> tuple[str, str]:
     from_environment = config.environment().get("INFERX_SERVER")
     if from_environment:
         return _checked(from_environment, "INFERX_SERVER"), "INFERX_SERVER"
-    for parent in (folder, *folder.parents):
-        state = parent / ".inferx" / "up.json"
-        if state.is_file():
-            try:
-                return str(json.loads(state.read_text())["url"]), str(state)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{state}: not readable as written by `inferx up`") from error
+    state = running_here(folder)
+    if state is not None:
+        try:
+            return str(json.loads(state.read_text())["url"]), str(state)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{state}: not readable as written by `inferx up`") from error
     return DEFAULT_SERVER, "the default"
+
+
+def running_here(folder: Path) -> Path | None:
+    """up.json of the `inferx up` that runs in `folder` or one above."""
+    states = (parent / ".inferx" / "up.json" for parent in (folder, *folder.parents))
+    return next((state for state in states if state.is_file()), None)
 
 
 def _checked(url: str, origin: str) -> str:

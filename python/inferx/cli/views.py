@@ -38,7 +38,10 @@ def pods(
     if function is None:
         found = find(gateway, "pod", scope)
     else:
-        found = gateway.json("GET", path("pods", *function_key(function, scope)))
+        key = function_key(function, scope)
+        found = gateway.json("GET", path("pods", *key))
+        if not found:  # says so when there is no such function
+            gateway.json("GET", path("object", "function", *key))
     if not everything:
         found = [pod for pod in found if _status(pod).get("state") not in ("Terminated", "Failed")]
     headers = ("POD", "FUNCTION", "STATE", "FOR", "START", "NODE", "GPUS", "VRAM MB", "REASON")

@@ -30,7 +30,7 @@ from inferx.gateway.functions import Functions, model_id
 from inferx.gateway.leader import LeaderLink
 from inferx.gateway.metrics import render
 from inferx.gateway.objects import STATE
-from inferx.gateway.replies import flag, names, number, reply, segments
+from inferx.gateway.replies import flag, names, number, reply, request_id, segments
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 
@@ -213,7 +213,8 @@ class ViewRoutes:
                 return reply({**_model(function.key), "id": wanted})
         message = f"The model `{wanted}` does not exist or you do not have access to it."
         error = {"message": message, "type": "invalid_request_error", "param": "model"}
-        return reply({"error": {**error, "code": "model_not_found"}}, 404)
+        told = {"code": "model_not_found", "request_id": request_id(request)}
+        return reply({"error": {**error, **told}}, 404)
 
     def _callable(self, request: Request) -> list[Object[Any]]:
         """The functions that the caller may call and that may be called."""

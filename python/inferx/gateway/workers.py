@@ -32,6 +32,8 @@ LEASES_LIVE_S = 9.0
 RETURN_TRIES_S = 30.0
 _RPC_TIMEOUT_S = 5.0
 _HEARTBEAT_TIMEOUT_S = 2.0
+# A request for a worker ends so long before the calls that wait for it, to tell them why.
+_ANSWER_LEAD_S = 0.25
 _BACKOFF_MIN_S = 0.05
 _BACKOFF_MAX_S = 0.2  # a takeover lasts about two seconds; nothing of it is to be slept over
 _log = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Workers:
         self._handles = itertools.count(1)
         self._epoch = 0
         self._heard = time.monotonic()  # when the last answered heartbeat was sent
+        self._announcements = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._news = asyncio.Event()  # something that a heartbeat should tell at once
@@ -136,11 +139,16 @@ class Workers:
     # ---- leases ----
 
     async def _lease(self, key: Key, revision: int) -> None:
+        definition = self._functions.definition(key)
+        wait_s = 30.0 if definition is None else definition.queue_timeout_ms / 1000
+        loop = asyncio.get_running_loop()
+        lead_s = min(_ANSWER_LEAD_S, wait_s / 10)
+        deadline = loop.time() + wait_s - lead_s
         try:
-            lease, answer = await self._ask(key, revision)
+            lease, answer = await self._ask(key, revision, deadline)
         except InferxError as error:
             _log.info("no worker for %s: %s (%s)", join(key), error.message, error.code)
-            self._fail(key, revision, error)
+            self._fail(key, revision, error, late=loop.time() + lead_s >= deadline)
             return
         except asyncio.CancelledError:
             self._fail(key, revision, Unavailable("the gateway is stopping"))
@@ -166,12 +174,12 @@ class Workers:
         if not added:
             await self._give_back(handle, False)
 
-    async def _ask(self, key: Key, revision: int) -> tuple[Lease, pb.LeaseWorkerResp]:
-        """Ask until the queue timeout is over; an unreachable scheduler is asked again."""
+    async def _ask(
+        self, key: Key, revision: int, deadline: float
+    ) -> tuple[Lease, pb.LeaseWorkerResp]:
+        """Ask until that time of the event loop; an unreachable scheduler is asked again."""
         definition = self._functions.definition(key)
-        wait_s = 30.0 if definition is None else definition.queue_timeout_ms / 1000
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
         request_id = uuid.uuid4().hex
         backoff_s = _BACKOFF_MIN_S
         while True:
@@ -189,7 +197,7 @@ class Workers:
                 request_id=request_id,
                 deadline_ms=max(1, round(left_s * 1000)),
             )
-            replaced = self._link.replaced
+            replaced, announcements = self._link.replaced, self._announcements
             try:
                 with telemetry.bind(request_id=request_id):
                     answer = await self._link.call("LeaseWorker", request, left_s + 2.0)
@@ -203,6 +211,8 @@ class Workers:
                 continue
             if answer.epoch < self._link.epoch:
                 continue  # granted by a scheduler that has been replaced: it is worth nothing
+            if announcements != self._announcements:
+                continue  # not among what was announced: asked under its id again, if it is live
             if answer.epoch != self._epoch and self.connected.is_set():
                 self._doubt.set()
             slots = answer.slots or (1 if definition is None else definition.parallel)
@@ -217,7 +227,7 @@ class Workers:
             return _BACKOFF_MIN_S
         return min(backoff_s * 2, _BACKOFF_MAX_S)
 
-    def _fail(self, key: Key, revision: int, error: InferxError) -> None:
+    def _fail(self, key: Key, revision: int, error: InferxError, late: bool = False) -> None:
         self._proxy.fail_lease(
             join(key),
             revision=revision,
@@ -225,6 +235,7 @@ class Workers:
             code=error.code,
             message=error.message,
             retry_after_ms=error.retry_after_ms,
+            late=late,
         )
 
     def _address(self, key: Key, answer: pb.LeaseWorkerResp) -> tuple[str, int]:
@@ -317,10 +328,11 @@ class Workers:
         )
         sent = time.monotonic()
         answer = await self._link.call("RefreshGateway", request, _HEARTBEAT_TIMEOUT_S)
-        self._hear(sent)
         known = {lease.lease_id for lease in self.leases.values()}
         if known.intersection(answer.ended_lease_ids):
             self._doubt.set()
+        else:
+            self._hear(sent)
         shares = {share.lease_id: share.slots for share in answer.shares}
         for handle, lease in list(self.leases.items()):
             if lease.lease_id in shares:
@@ -332,8 +344,8 @@ class Workers:
             self._proxy.trim_worker(handle, lease.slots)
 
     def _hear(self, sent: float) -> None:
-        """An answer to what was sent then: the leases live from then on. The data plane ends their
-        use by itself, also when this process is frozen meanwhile."""
+        """An answer to what was sent then: the leases that are not dropped live from then on. The
+        data plane ends their use by itself, also when this process is frozen meanwhile."""
         self._heard = sent
         self._proxy.hold_leases(sent + LEASES_LIVE_S - time.monotonic())
 
@@ -355,6 +367,7 @@ class Workers:
 
     async def _announce(self) -> None:
         self._doubt.clear()
+        self._announcements += 1
         announced = dict(self.leases)
         request = pb.ConnectReq(
             gateway_id=self._gateway_id,
@@ -363,11 +376,11 @@ class Workers:
         )
         sent = time.monotonic()
         answer = await self._link.call("ConnectScheduler", request, _HEARTBEAT_TIMEOUT_S)
-        self._hear(sent)
         self._identity.announced()
         self._epoch = answer.epoch
         rejected = set(answer.rejected_lease_ids)
         for handle, lease in announced.items():
             if lease.lease_id in rejected:
                 self._drop(handle, "the scheduler does not accept it any more")
+        self._hear(sent)  # last: calls that wait for it must not get what was rejected
         _log.info("announced to the scheduler with %d leases", len(announced) - len(rejected))

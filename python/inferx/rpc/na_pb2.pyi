@@ -312,14 +312,16 @@ class ResumePodReq(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., funcname: _Optional[str] = ..., fprevision: _Optional[int] = ..., id: _Optional[str] = ..., alloc_resources: _Optional[str] = ..., terminate_pods: _Optional[_Iterable[_Union[TerminatePodReq, _Mapping]]] = ..., epoch: _Optional[int] = ..., park_pods: _Optional[_Iterable[_Union[ParkPodReq, _Mapping]]] = ...) -> None: ...
 
 class ResumePodResp(_message.Message):
-    __slots__ = ("error", "ipaddress", "port")
+    __slots__ = ("error", "ipaddress", "port", "start")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     IPADDRESS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     error: str
     ipaddress: int
     port: int
-    def __init__(self, error: _Optional[str] = ..., ipaddress: _Optional[int] = ..., port: _Optional[int] = ...) -> None: ...
+    start: str
+    def __init__(self, error: _Optional[str] = ..., ipaddress: _Optional[int] = ..., port: _Optional[int] = ..., start: _Optional[str] = ...) -> None: ...
 
 class ReadPodLogReq(_message.Message):
     __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id", "tail", "follow")

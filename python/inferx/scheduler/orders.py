@@ -162,8 +162,9 @@ class Orders:
         kind = effect["effect"]
         begun = time.monotonic()
         error: InferxError | None = None
+        start: str | None = None
         try:
-            await {
+            start = await {
                 "start": self._start,
                 "resume": self._resume,
                 "park": self._park,
@@ -175,7 +176,7 @@ class Orders:
             _log.exception("%s of pod %s", kind, effect["pod_id"])
             error = InferxError(f"internal error of the scheduler: {type(failure).__name__}")
         metrics.order(kind, time.monotonic() - begun, error is None)
-        self._report(effect, error)
+        self._report(effect, error, start=start)
 
     async def _overtake(self, start: _Start) -> None:
         """An order to end the pod is here: stop waiting for the start, and say how it ended. What
@@ -187,16 +188,22 @@ class Orders:
             error = Conflict("an order to end the pod has overtaken it")
             self._report(start.effect, error, gone=not start.sent)
 
-    def _report(self, effect: Effect, error: InferxError | None, gone: bool | None = None) -> None:
-        """Tell the core; whether nothing is left follows from the error, unless given."""
+    def _report(
+        self,
+        effect: Effect,
+        error: InferxError | None,
+        gone: bool | None = None,
+        start: str | None = None,
+    ) -> None:
+        """Tell the core; whether nothing is left follows from the error, unless given. `start`: how
+        the agent says that the pod was started or resumed."""
         kind, pod_id = effect["effect"], effect["pod_id"]
         function = "/".join((effect["tenant"], effect["namespace"], effect["funcname"]))
         result = "start_result" if kind == "resume" else f"{kind}_result"
         fact: dict[str, Any] = {"kind": result, "pod_id": pod_id, "order": effect["order"]}
         if error is None:
             _log.info("%s of pod %s of %s done", kind, pod_id, function)
-            restored = pod_id in self._places.from_snapshot
-            self._observe({**fact, "ok": True, "from_snapshot": restored})
+            self._observe({**fact, "ok": True, "start": start})
             return
         _log.warning("%s of pod %s of %s failed: %s", kind, pod_id, function, error.message)
         if isinstance(error, StaleEpoch):
@@ -218,7 +225,7 @@ class Orders:
             raise Unavailable(f"node {effect['node']} is not known any more")
         return stub
 
-    async def _start(self, effect: Effect) -> None:
+    async def _start(self, effect: Effect) -> str | None:
         stub = self._stub(effect)
         function = self._function((effect["tenant"], effect["namespace"], effect["funcname"]))
         if function is None or function.revision != effect["revision"]:
@@ -238,10 +245,10 @@ class Orders:
         await self._intents.place(effect)
         self._sent(effect)
         answer = await client.call(stub.CreateFuncPod, request, _loading_s(function) + SLACK_S)
-        snapshot = answer.start == "snapshot"
-        self._places.told(effect["pod_id"], answer.ipaddress, answer.port, snapshot)
+        self._places.told(effect["pod_id"], answer.ipaddress, answer.port)
+        return answer.start or None
 
-    async def _resume(self, effect: Effect) -> None:
+    async def _resume(self, effect: Effect) -> str | None:
         function = self._function((effect["tenant"], effect["namespace"], effect["funcname"]))
         request = pb.ResumePodReq(
             **_names(effect),
@@ -254,6 +261,7 @@ class Orders:
         self._sent(effect)
         answer = await client.call(self._stub(effect).ResumePod, request, timeout_s)
         self._places.told(effect["pod_id"], answer.ipaddress, answer.port)
+        return answer.start or None  # an agent of an earlier version does not say
 
     def _sent(self, effect: Effect) -> None:
         start = self._starts.get(effect["pod_id"])

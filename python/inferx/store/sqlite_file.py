@@ -288,6 +288,7 @@ def _take_lock(path: Path) -> int:
     lock_path = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # functions' secrets are in it; its -wal and -shm get the same mode
         fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"store file {path}: {error.strerror}: {error.filename}") from error

@@ -45,7 +45,8 @@ AVAILABLE_RUNTIMES = ("process", "runc", "containerd", "docker")
     type=click.Choice(AVAILABLE_RUNTIMES),
     default="process",
     show_default=True,
-    help="How workers are run: as processes, in containers of runc (needs root), or of Docker.",
+    help="How workers are run: as processes, or in containers: of runc or containerd, as root, or "
+    "of Docker.",
 )
 @click.option(
     "--idle-park-ms",

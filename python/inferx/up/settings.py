@@ -6,15 +6,19 @@ Must never guess silently; what was chosen is part of the first line printed.
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inferx.agent.runtimes import containerd, docker
 from inferx.errors import ConfigError
 from inferx.up.ports import LOOPBACK
 
 SIMULATED_DEFAULT = "2x24000"
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
+# Where those runtimes that are services of their own listen.
+ENGINE_SOCKETS = {"docker": docker.SOCKET, "containerd": containerd.SOCKET}
 _SIMULATED = re.compile(r"(\d{1,4})x(\d{1,9})")
 
 
@@ -54,6 +58,20 @@ def simulated_gpus(text: str) -> tuple[int, int] | None:
             f"--gpus {text}: expected auto, real, or COUNTxMB such as {SIMULATED_DEFAULT}"
         )
     return int(match[1]), int(match[2])
+
+
+def check_runtime(runtime: str) -> None:
+    """Raises `ConfigError` when the service that the runtime needs does not listen here."""
+    path = ENGINE_SOCKETS.get(runtime)
+    if path is None:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            raise ConfigError(
+                f"--runtime {runtime}: {path}: {error.strerror}; start it, or leave --runtime out"
+            ) from error
 
 
 def describe_gpus(text: str) -> str:

@@ -22,7 +22,7 @@ from inferx.up import ports
 from inferx.up.child import Child, service_command
 from inferx.up.door import Door
 from inferx.up.folder import Folder, claim
-from inferx.up.settings import Settings, describe_gpus, node_document
+from inferx.up.settings import Settings, check_runtime, describe_gpus, node_document
 
 # In the order of their start; they stop in the order of STOP_ORDER.
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
@@ -31,6 +31,10 @@ STOP_ORDER = ("gateway", "scheduler", "nodeagent", "statesvc")
 STOP_SECONDS = {"gateway": 35.0, "scheduler": 5.0, "nodeagent": 25.0, "statesvc": 5.0}
 ADMIN_KEY = "INFERX_ADMIN_APIKEY"
 READY_SECONDS = 60.0
+PATIENCE_SECONDS = 2.0
+STILL_OPEN = (
+    f"calls are still open and have {STOP_SECONDS['gateway']:.0f} s to end; Ctrl-C again kills all"
+)
 POLL_SECONDS = 0.03
 ECHO_SECONDS = 0.2
 # Variables that point a service somewhere else than this machine's own node.json says.
@@ -291,9 +295,11 @@ class Supervisor:
         running = [n for n in STOP_ORDER if n in self._children and self._children[n].process]
         if running:
             self._say("stopping")
+        hint = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._say, STILL_OPEN)
         for name in STOP_ORDER:
             if name in self._children:
                 await self._children[name].stop()
+                hint.cancel()  # the first to stop is the gateway, which lets its calls end
                 if name == "nodeagent":
                     await self._end_workers(self._children[name])
         for task in self._tasks:
@@ -329,6 +335,7 @@ def check(settings: Settings) -> None:
     if not 0 < settings.port < 65536:
         raise ConfigError(f"--port {settings.port}: expected a port from 1 to 65535")
     describe_gpus(settings.gpus)
+    check_runtime(settings.runtime)
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:

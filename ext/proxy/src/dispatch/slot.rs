@@ -78,7 +78,10 @@ impl Waiter {
 
     /// The error of a call that waited for too long.
     pub(crate) fn too_late(&self) -> Reject {
-        let message = format!("no worker of {} became free in time", self.function.key);
+        let mut message = format!("no worker of {} became free in time", self.function.key);
+        if let Some(why) = self.function.why_waiting() {
+            message = format!("{message}; the last one asked for: {why}");
+        }
         Reject::new(504, "queue_timeout", message)
     }
 }

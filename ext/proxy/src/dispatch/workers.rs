@@ -14,6 +14,9 @@ use crate::reply::Reject;
 
 /// Pause before more workers are asked for when a request for one was refused.
 const LEASE_BACKOFF: Duration = Duration::from_secs(1);
+/// The control plane's requests for workers end up to a quarter of a second before the calls' own
+/// time does, so that the answer still says why (`gateway/workers.py`).
+const LATE_WITHIN: Duration = Duration::from_millis(500);
 
 impl Function {
     /// Replaces the definition. Parked calls stay; workers of an older revision only finish.
@@ -57,6 +60,19 @@ impl Function {
         }
     }
 
+    /// Answers those whose time in line is over, or will be before another lease could be had.
+    fn answer_due(&self, state: &mut State, error: &Reject) {
+        let timeout = state.definition.policy.queue_timeout;
+        let patience = timeout - LATE_WITHIN.min(timeout / 5);
+        let (due, young) = state
+            .waiting
+            .drain(..)
+            .partition(|parked| parked.since.elapsed() >= patience);
+        state.waiting = due;
+        self.answer_all(state, error);
+        state.waiting = young;
+    }
+
     /// Takes in a worker; false when it is not wanted, its revision not being the current one.
     pub(crate) fn add_worker(
         self: &Arc<Self>,
@@ -70,6 +86,7 @@ impl Function {
         }
         state.requested = state.requested.saturating_sub(1);
         state.backoff_until = None;
+        state.refusal = None;
         self.stats.count_start(worker.start);
         let idle_since = Instant::now();
         state.members.push(Member {
@@ -158,16 +175,26 @@ impl Function {
         }
     }
 
-    /// A lease could not be had. The parked calls are answered when nobody is left to serve them.
-    /// Returns the pause after which it makes sense to ask again.
-    pub(crate) fn fail_lease(self: &Arc<Self>, revision: i64, error: &Reject) -> Option<Duration> {
+    /// A lease could not be had. The parked calls are answered when nobody is left to serve them;
+    /// when the request for it only waited for too long (`late`), those that came after it wait on
+    /// for another one. Returns the pause after which it makes sense to ask again.
+    pub(crate) fn fail_lease(
+        self: &Arc<Self>,
+        revision: i64,
+        error: &Reject,
+        late: bool,
+    ) -> Option<Duration> {
         let mut state = self.lock();
         if state.removed || state.definition.revision != revision {
             return None;
         }
         state.requested = state.requested.saturating_sub(1);
+        state.refusal = Some(error.message.clone());
         if state.slots() == 0 {
-            if state.requested == 0 {
+            if late {
+                self.answer_due(&mut state, error);
+                self.ask(&mut state);
+            } else if state.requested == 0 {
                 self.answer_all(&mut state, error);
             }
             return None;

@@ -188,6 +188,7 @@ impl Core {
                 ledger,
                 faults: 0,
                 retry_at_ms: 0,
+                fault: String::new(),
                 keeps_snapshots: false,
             };
             self.nodes.insert(id, node);

@@ -146,8 +146,8 @@ pub struct Outcome {
     pub gone: bool,
     /// The order it answers, 0 = not known.
     pub order: u64,
-    /// A start that succeeded came from the snapshot.
-    pub from_snapshot: bool,
+    /// How a start or resume that succeeded was done; `None` = as ordered.
+    pub start: Option<StartKind>,
 }
 
 /// What a node says of a function's snapshot: `state` is Done, ScheduleFail or Cannot; `failures`

@@ -26,8 +26,9 @@ impl Core {
             // It was ready and ended before this answer came.
             true if self.pod(ix).died => self.remove_pod(now_ms, ix, true),
             true => {
-                if outcome.from_snapshot {
-                    self.pod_mut(ix).start = StartKind::Snapshot;
+                // The agent falls back to a colder way where the one ordered fails.
+                if let Some(start) = outcome.start {
+                    self.pod_mut(ix).start = start;
                 }
                 self.set_ready(now_ms, ix);
             }
@@ -65,6 +66,7 @@ impl Core {
             let node = self.nodes.get_mut(&node).expect("a node that is gone");
             node.faults += 1;
             node.retry_at_ms = now_ms + config.backoff(node.faults);
+            node.fault.clone_from(&outcome.reason);
             self.timers.set(node.retry_at_ms, Timer::Node(node_id));
         }
         match outcome.gone {

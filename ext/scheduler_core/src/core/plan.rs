@@ -8,7 +8,7 @@ use super::model::{FuncId, Pod, PodIx};
 use super::room::Room;
 use super::timers::Timer;
 use super::ways::{Source, Way, cheaper};
-use crate::nodes::{Holding, Ledger, NoFit, NodeId, Request};
+use crate::nodes::{Holding, Ledger, NoFit, NodeId, Request, Shortage};
 use crate::pod::State;
 
 /// When a caller may try again where the core cannot tell (ms): what is busy changes soon, what no
@@ -221,7 +221,7 @@ impl Core {
                 let way = Way::by_making_room(Source::New(node), room, 0);
                 self.take(now_ms, func, way)
             }
-            None => Err(self.nowhere(func, request, &no_fit.to_string())),
+            None => Err(self.nowhere(now_ms, func, request, no_fit)),
         }
     }
 
@@ -250,12 +250,13 @@ impl Core {
     }
 
     /// Nothing fits: hopeless if no node could take the request even if it were empty.
-    fn nowhere(&self, func: FuncId, request: &Request, no_fit: &str) -> Blocked {
+    fn nowhere(&self, now_ms: u64, func: FuncId, request: &Request, no_fit: &NoFit) -> Blocked {
         let mut never = NoFit::default();
         for node in self.nodes.values() {
             match Ledger::new(node.ledger.capacity.clone()).fit(request) {
                 Ok(_) => {
-                    let why = format!("{no_fit}, and no idle worker can make room");
+                    let fault = self.last_fault(now_ms);
+                    let why = format!("{no_fit}, and no idle worker can make room{fault}");
                     return Blocked::wait("no_capacity", why);
                 }
                 Err(why) => never.count(why),
@@ -270,6 +271,15 @@ impl Core {
             refusal: Refusal::new("no_capacity", message).retry_after(RETRY_HOPELESS_MS),
             hopeless: true,
         }
+    }
+
+    /// What happened on a node that is left alone because of it, for whoever waits.
+    fn last_fault(&self, now_ms: u64) -> String {
+        let mut nodes = self.nodes.values();
+        let faulty = nodes.find(|node| node.closed(now_ms) == Some(Shortage::BackingOff));
+        faulty.map_or_else(String::new, |node| {
+            format!("; on node {}: {}", node.name, node.fault)
+        })
     }
 
     fn check_backoff(&self, now_ms: u64, func: FuncId) -> Result<(), Blocked> {

@@ -14,6 +14,12 @@ pub enum StartKind {
 }
 
 impl StartKind {
+    /// The kind of that name; a worker that is warm was not started.
+    pub fn named(name: &str) -> Option<Self> {
+        let started = [StartKind::Resume, StartKind::Snapshot, StartKind::Cold];
+        started.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// The name on the wire.
     pub fn name(self) -> &'static str {
         match self {

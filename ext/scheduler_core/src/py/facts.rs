@@ -6,7 +6,7 @@ use pyo3::types::PyDict;
 
 use super::parse_state;
 use crate::core::messages::{Fact, Outcome, PodFact, SnapshotFact};
-use crate::core::model::{FuncKey, Policy, Spec, StartTimes, Tenant};
+use crate::core::model::{FuncKey, Policy, Spec, StartKind, StartTimes, Tenant};
 use crate::core::tasks::{SnapshotTier, TaskState};
 use crate::nodes::{Capacity, GpuCapacity, GpuShare, Holding};
 
@@ -212,6 +212,11 @@ fn parse_snapshot(fact: &Reader<'_, '_>) -> PyResult<Fact> {
 }
 
 fn parse_outcome(fact: &Reader<'_, '_>) -> PyResult<Outcome> {
+    let start: Option<String> = fact.find("start")?;
+    let named = |name: String| {
+        let unknown = || PyValueError::new_err(format!("no pod is started by a {name:?} start"));
+        StartKind::named(&name).ok_or_else(unknown)
+    };
     Ok(Outcome {
         pod_id: fact.get("pod_id")?,
         ok: fact.get("ok")?,
@@ -219,6 +224,6 @@ fn parse_outcome(fact: &Reader<'_, '_>) -> PyResult<Outcome> {
         reason: fact.find("reason")?.unwrap_or_default(),
         gone: fact.find("gone")?.unwrap_or(false),
         order: fact.find("order")?.unwrap_or(0),
-        from_snapshot: fact.find("from_snapshot")?.unwrap_or(false),
+        start: start.map(named).transpose()?,
     })
 }

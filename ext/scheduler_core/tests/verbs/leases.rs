@@ -1,6 +1,6 @@
 //! Leases and tickets: who gets slots, and why not.
 
-use scheduler_core::messages::{Answer, Effect};
+use scheduler_core::messages::{Answer, Effect, Fact, Outcome};
 use scheduler_core::model::Policy;
 use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
@@ -85,6 +85,28 @@ fn too_large_a_function_is_refused_at_once_with_the_reason() {
         "{}",
         refusal.message
     );
+}
+
+#[test]
+fn what_is_wrong_with_a_node_is_told_to_whoever_waits_for_it() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    world.queued("f");
+    let order = world.start();
+    world.observe(Fact::StartResult(Outcome {
+        code: "unavailable".into(),
+        ..World::outcome(&order.pod, Some("Docker does not answer"))
+    }));
+    world.core.effects();
+    world.ask_with("f", "r9", 0, 500);
+    world.wait(500);
+    let effects = world.core.effects();
+    let [Effect::Refuse { refusal, .. }] = effects.as_slice() else {
+        panic!("not one refusal: {effects:?}")
+    };
+    assert_eq!(refusal.code, "no_capacity");
+    let why = "; on node one: Docker does not answer";
+    assert!(refusal.message.ends_with(why), "{}", refusal.message);
 }
 
 #[test]

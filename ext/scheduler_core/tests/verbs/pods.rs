@@ -1,7 +1,7 @@
 //! Pods: started, parked, resumed, ended, lost.
 
-use scheduler_core::messages::{Answer, Effect, Fact, PodRef};
-use scheduler_core::model::{Policy, Tenant};
+use scheduler_core::messages::{Answer, Effect, Fact, Outcome, PodRef};
+use scheduler_core::model::{Policy, StartKind, Tenant};
 use scheduler_core::pod::State;
 
 use crate::story::{World, key, one_slot};
@@ -37,6 +37,29 @@ fn an_idle_pod_is_parked_and_resumed() {
     );
     world.started(&order.pod);
     assert_eq!(world.grants()[0].2, "resume");
+}
+
+/// The agent started it again, because its standby failed: the call is told so, and the time that
+/// it took is not taken for that of a resume.
+#[test]
+fn a_resume_that_became_a_start_is_granted_as_one() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, Policy::default());
+    let lease = world.running("f");
+    world.give_back(lease);
+    world.wait(5_000);
+    let pod = world.park();
+    world.observe(Fact::ParkResult(World::outcome(&pod, None)));
+    world.queued("f");
+    let effects = world.core.effects();
+    let [Effect::Resume(order)] = effects.as_slice() else {
+        panic!("{effects:?}")
+    };
+    world.observe(Fact::StartResult(Outcome {
+        start: Some(StartKind::Cold),
+        ..World::outcome(&order.pod, None)
+    }));
+    assert_eq!(world.grants()[0].2, "cold");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use scheduler_core::core::tasks::{SnapshotTier, TaskState};
 use scheduler_core::messages::{Fact, Outcome, SnapshotFact, StartOrder};
-use scheduler_core::model::Policy;
+use scheduler_core::model::{Policy, StartKind};
 
 use crate::story::{World, key};
 
@@ -76,7 +76,7 @@ fn a_first_start_is_saved_and_later_ones_are_restored() {
     let order = start(&mut world);
     assert!(order.save, "should it turn out to be unusable");
     world.observe(Fact::StartResult(Outcome {
-        from_snapshot: true,
+        start: Some(StartKind::Snapshot),
         ..World::outcome(&order.pod, None)
     }));
     assert_eq!(world.grants()[0].2, "snapshot");

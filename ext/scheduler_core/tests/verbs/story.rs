@@ -169,7 +169,7 @@ impl World {
             reason: error.unwrap_or_default().into(),
             gone: true,
             order: pod.order,
-            from_snapshot: false,
+            start: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! How the agents of the simulation carry orders out.
 
 use scheduler_core::messages::{Outcome, PodRef, StartOrder};
+use scheduler_core::model::StartKind;
 use scheduler_core::pod::State;
 
 use super::agent::AgentPod;
@@ -24,7 +25,8 @@ impl World {
                 .unwrap_or_default(),
             gone: error.is_some_and(|(_, gone)| gone),
             order: pod.order,
-            from_snapshot: error.is_none() && self.has_snapshot(pod),
+            start: (kind == Kind::Start && error.is_none() && self.has_snapshot(pod))
+                .then_some(StartKind::Snapshot),
         };
         let delay_ms = self.random.below(40);
         self.after(delay_ms, Happening::Result { kind, outcome });

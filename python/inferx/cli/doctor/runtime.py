@@ -23,7 +23,10 @@ from inferx.config import NodeConfig
 
 CRIU_MIN = (4, 2)  # what the node agent accepts
 CRIU_INSTALLED = "/opt/inferx/criu/bin/criu"
-CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+ENGINE_SOCKETS = {
+    "containerd": "/run/containerd/containerd.sock",
+    "docker": "/var/run/docker.sock",
+}
 # The first safe release of each line, newest line first.
 RUNC_SAFE: tuple[Version, ...] = ((1, 4, 0), (1, 3, 3), (1, 2, 8))
 RUNC_ESCAPES = "CVE-2024-21626 or CVE-2025-31133, -52565, -52881"
@@ -35,8 +38,11 @@ def check(machine: Machine, config: NodeConfig) -> Iterator[Finding]:
     """All findings about what runs workers."""
     yield _tool(machine, config, "runc", RUNC_SAFE, RUNC_ESCAPES)
     yield _tool(machine, config, "containerd", CONTAINERD_SAFE, CONTAINERD_ESCAPES)
-    if config.runtime == "containerd" and not machine.exists(CONTAINERD_SOCKET):
-        yield fail("containerd socket", f"no {CONTAINERD_SOCKET}", "start containerd")
+    if config.runtime in ENGINE_SOCKETS:
+        socket = str(config.container_socket or ENGINE_SOCKETS[config.runtime])
+        if not machine.exists(socket):
+            advice = f"start {config.runtime}, or name its socket in `containerSocket`"
+            yield fail(f"{config.runtime} socket", f"no {socket}", advice)
     if config.runtime == "runc":
         found = machine.program("ip")
         yield (
