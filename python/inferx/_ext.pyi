@@ -685,7 +685,8 @@ class SchedulerCore:
         """Takes a ticket out of the queue. False when it was answered already."""
 
     def connect(self, now_ms: int, gateway_id: int) -> None:
-        """A gateway is there; its leases live while it is heard of."""
+        """A gateway begins to tell what it holds, with `announce`, and ends with `heard`; its
+        leases live while it is heard of."""
 
     def replace(self, now_ms: int, gateway_id: int) -> None:
         """The process of that gateway is gone; its leases end at once."""
@@ -699,7 +700,12 @@ class SchedulerCore:
         are free as soon as all of them were `heard`, or their time is over."""
 
     def heard(self, now_ms: int, gateway_id: int) -> None:
-        """A gateway has told all leases that it holds."""
+        """A gateway has told all leases that it holds. Only pods that it announced, and that no
+        agent has shown yet, still wait for it once they are adopted."""
+
+    def names(self, now_ms: int, gateway_id: int, lease_ids: list[int]) -> None:
+        """A gateway names every lease that it holds. One that it has not named for as long as
+        leases live is one that it knows nothing of, and ends."""
 
     def holds(self, gateway_id: int, lease_id: int) -> bool:
         """Whether the lease is live and the gateway's."""

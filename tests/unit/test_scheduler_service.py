@@ -26,6 +26,7 @@ from inferx.errors import (
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.scheduler import Scheduler
+from inferx.scheduler.brain import TAKEOVER_MS
 from tests.helpers.fake_agent import FakeAgent
 from tests.helpers.state_client import until
 
@@ -323,6 +324,26 @@ async def test_a_new_scheduler_takes_over(cluster: Cluster) -> None:
     again = await cluster.lease("f")
     assert (again.id, again.hostport) == (lease.id, 7_000)
     assert [verb for verb, _ in cluster.agent.asked if verb != "park"][:1] == ["create"]
+
+
+async def test_a_gateway_with_a_lease_on_an_unknown_pod_holds_up_nobody(cluster: Cluster) -> None:
+    await cluster.function("f")
+    lease = await cluster.lease("f")
+    await cluster.create(
+        "gateway", ("system", "system", "g7"), {"spec": {"gateway_id": str(GATEWAY)}}
+    )
+    await cluster.stop_scheduler()
+    await cluster.start_scheduler()
+    lost = pb.WorkerId(id="on a node that died with the leader", lease_id="5", slots=1)
+    request = pb.ConnectReq(gateway_id=GATEWAY, workers=[lost])
+    answer = await client.call(cluster.gateway.ConnectScheduler, request)
+    assert answer.rejected_lease_ids == ["5"]
+    asked = pb.LeaseWorkerReq(
+        tenant="t", namespace="n", funcname="f", gateway_id=GATEWAY + 1, slots=1,
+        deadline_ms=TAKEOVER_MS // 2,
+    )  # fmt: skip
+    found = await client.call(cluster.gateway.LeaseWorker, asked, TAKEOVER_MS / 1000)
+    assert found.id == lease.id
 
 
 async def test_kill_and_delete(cluster: Cluster) -> None:

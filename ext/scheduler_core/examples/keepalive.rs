@@ -137,7 +137,8 @@ fn caching(out: &mut impl Write, options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-/// One node: ours over its knob, fixed keep-alives, and immediate parking with either pool rule.
+/// One node: ours over its knob and without reading ahead, fixed keep-alives, and immediate parking
+/// with either pool rule.
 fn scenario(
     out: &mut impl Write,
     options: &Options,
@@ -156,6 +157,20 @@ fn scenario(
             &run,
         )?;
     }
+    let on_demand = NodeConfig {
+        reads_ahead: false,
+        ..config.clone()
+    };
+    let share = Adaptive::DEFAULT_BUSY_SHARE;
+    let mut policy = Adaptive::new(Goal::BusyShare(share), config.host_start_ms);
+    let run = simulate(&on_demand, trace, &mut policy).summary;
+    row(
+        out,
+        (bench, &options.name, "inferx-on-demand"),
+        (share, false),
+        config,
+        &run,
+    )?;
     for keep_s in FIXED_S {
         let mut policy = FixedKeepAlive::new(keep_s * 1_000, Lru::default());
         let run = simulate(config, trace, &mut policy).summary;

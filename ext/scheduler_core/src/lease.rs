@@ -26,6 +26,8 @@ pub struct Lease {
     pub func: FuncId,
     pub pod: PodIx,
     pub slots: u32,
+    /// When its gateway was told of it, or has last named it.
+    pub named_ms: u64,
 }
 
 #[derive(Debug)]
@@ -122,6 +124,12 @@ impl Leases {
         let cell = self.cells.get(id.cell())?;
         let current = (u64::from(cell.generation) << 32) | id.cell() as u64;
         cell.lease.as_ref().filter(|_| current == id.0)
+    }
+
+    /// Its gateway knows of a live lease.
+    pub fn name(&mut self, id: LeaseId, now_ms: u64) {
+        let lease = self.cells[id.cell()].lease.as_mut();
+        lease.expect("only a live lease is named").named_ms = now_ms;
     }
 
     /// Leaves at most `slots` of a live lease; returns how many those are less, and of which

@@ -169,6 +169,13 @@ fn a_pool_read_ahead_keeps_regular_functions_from_one_off_calls() {
     let once_pct = 100.0 * 30.0 / 630.0;
     assert!(ours.file_pct < once_pct + 1.0, "{ours:?}");
     assert!(lru.file_pct > once_pct + 4.0, "{lru:?}");
+    let on_demand = NodeConfig {
+        reads_ahead: false,
+        ..config
+    };
+    let run = simulate(&on_demand, &trace, &mut adaptive(0.8)).summary;
+    assert_eq!(run.fetches, 0);
+    assert!(run.file_pct > ours.file_pct, "{run:?}");
 }
 
 #[test]

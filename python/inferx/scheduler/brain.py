@@ -73,6 +73,11 @@ class Brain:
         self._core.heard(self.now_ms(), gateway_id)
         self._settle()
 
+    def names(self, gateway_id: int, lease_ids: list[int]) -> None:
+        """These are all leases that a gateway holds; one that it does not name for long ends."""
+        self._core.names(self.now_ms(), gateway_id, lease_ids)
+        self._settle()
+
     def holds(self, gateway_id: int, lease_id: int) -> bool:
         """Whether the lease is live and the gateway's."""
         return self._core.holds(gateway_id, lease_id)
@@ -87,7 +92,7 @@ class Brain:
         self._settle()
 
     def connect(self, gateway_id: int) -> None:
-        """A gateway is there."""
+        """A gateway begins to tell what it holds; what it has told before counts no longer."""
         self._core.connect(self.now_ms(), gateway_id)
         self._settle()
 

@@ -41,10 +41,7 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
                 request.gateway_id, _lease_id(worker.lease_id), worker.id, worker.slots
             )
         ]
-        if not rejected:
-            # Otherwise it may hold a pod that no agent has told of yet: it is believed to have said
-            # all when its next heartbeat names only leases that are known here.
-            self._brain.heard(request.gateway_id)
+        self._brain.heard(request.gateway_id)
         _log.info(
             "gateway %d announced %d leases, %d rejected",
             request.gateway_id,
@@ -67,9 +64,11 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
         if not self._brain.refresh(request.gateway_id):
             raise NotFound(f"gateway {request.gateway_id} is not connected; announce its leases")
         gateway_id = request.gateway_id
+        self._brain.names(gateway_id, [_lease_id(one) for one in request.lease_ids])
         holds = self._brain.holds
         ended = [one for one in request.lease_ids if not holds(gateway_id, _lease_id(one))]
         if not ended:  # otherwise it announces everything now
+            self._brain.connect(gateway_id)
             self._brain.heard(gateway_id)
         # A gateway that says nothing of slots holds what it was granted.
         for lease_id, slots in zip(request.lease_ids, request.slots, strict=False):

@@ -20,13 +20,44 @@ pub(super) struct Roll {
     strangers: BTreeSet<i64>,
     /// Gateways that have not told their leases since a pod was adopted.
     unheard: BTreeSet<i64>,
+    /// Pods that nobody has shown yet, and the gateways that say they hold them: their calls may
+    /// run there when the pod is adopted.
+    claims: BTreeSet<(String, i64)>,
+    /// A claim was taken back, and its pod may be free.
+    withdrawn: bool,
+    /// Leases that were given back since the roll call began. The announcement of one may have
+    /// been on its way already, and its gateway would never know of a lease that came of it.
+    returned: BTreeSet<u64>,
 }
 
 impl Roll {
     /// Whether a pod that is adopted now may be in somebody's hands.
-    pub(super) fn doubts(&mut self, gateways: impl Iterator<Item = i64>) -> bool {
+    pub(super) fn doubts(&mut self, pod_id: &str, gateways: impl Iterator<Item = i64>) -> bool {
         self.unheard.extend(gateways);
-        !self.complete || !self.unheard.is_empty()
+        !self.complete || !self.unheard.is_empty() || self.is_claimed(pod_id)
+    }
+
+    /// Whether an announcement may still be accepted.
+    fn is_open(&self) -> bool {
+        !self.unheard.is_empty() || !self.claims.is_empty()
+    }
+
+    /// A lease is given back, known or not.
+    pub(super) fn returns(&mut self, lease_id: u64) {
+        if self.is_open() {
+            self.returned.insert(lease_id);
+        }
+    }
+
+    fn is_claimed(&self, pod_id: &str) -> bool {
+        let mut from = self.claims.range((pod_id.to_owned(), i64::MIN)..);
+        from.next().is_some_and(|(claimed, _)| claimed == pod_id)
+    }
+
+    fn withdraw(&mut self, gateway: i64) {
+        let before = self.claims.len();
+        self.claims.retain(|(_, claimant)| *claimant != gateway);
+        self.withdrawn |= self.claims.len() < before;
     }
 }
 
@@ -41,16 +72,47 @@ impl Core {
         }
     }
 
-    /// A gateway says hello; its leases live as long as it keeps doing so.
+    /// A gateway begins to tell what it holds, by `announce`, and ends with `heard`; its leases
+    /// live as long as it keeps saying something. What it has told before counts no longer.
     pub fn connect(&mut self, now_ms: u64, gateway: i64) {
         self.touch_gateway(now_ms, gateway);
         self.roll.strangers.remove(&gateway);
+        self.roll.withdraw(gateway);
     }
 
-    /// A gateway has told every lease that it holds.
+    /// A gateway has told every lease that it holds. Nobody waits for it any more, but for pods
+    /// that it claims and that are not known yet.
     pub fn heard(&mut self, now_ms: u64, gateway: i64) {
-        if self.roll.unheard.remove(&gateway) {
+        if self.roll.unheard.remove(&gateway) | std::mem::take(&mut self.roll.withdrawn) {
             self.release_confirmed(now_ms);
+            self.settle(now_ms);
+        }
+        if !self.roll.is_open() {
+            self.roll.returned.clear();
+        }
+    }
+
+    /// A gateway names every lease that it holds. One that it has not named for as long as leases
+    /// live is one that it knows nothing of, the grant having been lost: it ends.
+    pub fn names(&mut self, now_ms: u64, gateway: i64, lease_ids: &[u64]) {
+        for lease_id in lease_ids {
+            if self.holds(gateway, *lease_id)
+                && let Some(id) = self.leases.resolve(*lease_id)
+            {
+                self.leases.name(id, now_ms);
+            }
+        }
+        let over = |id: &LeaseId| {
+            let lease = self.leases.get(*id);
+            lease.is_some_and(|it| it.named_ms + self.config.lease_ttl_ms <= now_ms)
+        };
+        let mut unknown = self.leases.of_gateway(gateway);
+        unknown.retain(over);
+        for id in &unknown {
+            self.counters.leases_expired += 1;
+            self.end_lease(now_ms, *id);
+        }
+        if !unknown.is_empty() {
             self.settle(now_ms);
         }
     }
@@ -69,7 +131,7 @@ impl Core {
         let held = self
             .pods
             .iter()
-            .filter(|(_, pod)| pod.held_until_ms.is_some());
+            .filter(|(_, pod)| pod.held_until_ms.is_some() && !self.roll.is_claimed(&pod.id));
         let held: Vec<PodIx> = held.map(|(ix, _)| *ix).collect();
         for ix in held {
             self.release_held(now_ms, ix);
@@ -117,12 +179,20 @@ impl Core {
         slots: u32,
     ) -> bool {
         self.touch_gateway(now_ms, gateway);
+        if self.roll.returned.contains(&lease_id) {
+            return false;
+        }
         let Some(ix) = self.pod_ids.get(pod_id).copied() else {
+            self.roll.claims.insert((pod_id.to_owned(), gateway));
             return false;
         };
         if let Some(id) = self.leases.resolve(lease_id) {
             let lease = self.leases.get(id).expect("resolved to a live lease");
-            return lease.gateway == gateway && lease.pod == ix;
+            let theirs = lease.gateway == gateway && lease.pod == ix;
+            if theirs {
+                self.leases.name(id, now_ms);
+            }
+            return theirs;
         }
         let pod = self.pod(ix);
         // Outside the takeover an unknown lease is one that has ended here.
@@ -148,6 +218,7 @@ impl Core {
             func,
             pod: ix,
             slots,
+            named_ms: now_ms,
         });
         self.leases.announce(lease_id, id);
         true
@@ -176,6 +247,7 @@ impl Core {
     fn end_gateway(&mut self, now_ms: u64, gateway: i64) {
         self.gateways.remove(&gateway);
         self.roll.strangers.remove(&gateway);
+        self.roll.withdraw(gateway);
         self.heard(now_ms, gateway);
         if self.breaks(Fault::KeepLeasesOfSilent) {
             return;

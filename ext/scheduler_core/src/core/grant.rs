@@ -30,6 +30,7 @@ impl Core {
                 .expect("the index names a lease that is gone");
             let pod_id = self.pod(lease.pod).id.clone();
             let slots = lease.slots;
+            self.leases.name(id, now_ms);
             return Answer::Leased(Grant {
                 lease: id,
                 pod_id,
@@ -79,6 +80,7 @@ impl Core {
     /// Gives a lease back. False when it was given back before, has expired or never was.
     /// `ok` = false: the worker is broken and ends when its last lease is back.
     pub fn give_back(&mut self, now_ms: u64, lease_id: u64, ok: bool) -> bool {
+        self.roll.returns(lease_id);
         let Some(id) = self.leases.resolve(lease_id) else {
             return self.breaks(Fault::AcceptStaleLease);
         };
@@ -290,6 +292,7 @@ impl Core {
             func,
             pod: ix,
             slots,
+            named_ms: now_ms,
         });
         self.touch_gateway(now_ms, gateway);
         Grant {

@@ -219,7 +219,8 @@ impl Core {
         };
         let until_ms = now_ms + self.config.takeover_ms;
         let standby = matches!(state, State::Standby | State::Parking | State::Terminating);
-        let held = !standby && self.roll.doubts(self.gateways.keys().copied());
+        let gateways = self.gateways.keys().copied();
+        let held = !standby && self.roll.doubts(&fact.pod_id, gateways);
         let pod = Pod {
             op: (state == State::Terminating).then_some(Op::Terminate),
             parked: match state {

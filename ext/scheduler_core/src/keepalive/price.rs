@@ -2,9 +2,9 @@
 //! met. It must never react faster than sessions come and go: a steady price is the cheapest way to
 //! meet a budget.
 
-/// How fast the price follows what the last worker lives cost: by a factor e per hundred lives over
-/// budget.
-const GAIN: f64 = 0.01;
+/// How fast the price follows what the last worker lives cost: by a factor e per two hundred lives
+/// over budget. Slower is cheaper and leaves more of the first lives' overspending unpaid.
+const GAIN: f64 = 0.005;
 
 /// How fast it works off what was overspent since the start; with this value the two together do
 /// not swing.

@@ -197,6 +197,12 @@ impl SchedulerCore {
         Ok(())
     }
 
+    fn names(&self, now_ms: u64, gateway_id: i64, lease_ids: Vec<u64>) -> PyResult<()> {
+        let (mut core, now_ms) = self.core_at(now_ms)?;
+        core.names(now_ms, gateway_id, &lease_ids);
+        Ok(())
+    }
+
     fn holds(&self, gateway_id: i64, lease_id: u64) -> PyResult<bool> {
         Ok(self.core()?.holds(gateway_id, lease_id))
     }

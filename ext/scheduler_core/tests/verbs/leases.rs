@@ -1,7 +1,7 @@
 //! Leases and tickets: who gets slots, and why not.
 
 use scheduler_core::messages::{Answer, Effect, Fact, Outcome};
-use scheduler_core::model::Policy;
+use scheduler_core::model::{Config, Policy};
 use scheduler_core::pod::State;
 use scheduler_core::queue::TicketId;
 
@@ -190,6 +190,94 @@ fn adopted_pods_wait_for_a_silent_gateway_only_as_long_as_its_leases_live() {
     assert_eq!(world.grants(), []);
     world.wait(1);
     assert_eq!(world.grants().len(), 1);
+}
+
+#[test]
+fn a_pod_that_is_claimed_before_it_is_shown_holds_up_no_other() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, one_slot());
+    world.core.expect(0, &[1]);
+    world.shown("f", "old1", State::Ready);
+    let (first, second) = (world.queued("f"), world.queued("f"));
+    world.core.connect(0, 1);
+    assert!(!world.core.announce(0, 1, 77, "old2", 1), "not known yet");
+    world.core.heard(0, 1);
+    let grants = world.grants();
+    assert_eq!((grants.len(), grants[0].0), (1, first));
+    world.shown("f", "old2", State::Ready);
+    world.core.heard(0, 1);
+    assert_eq!(world.grants(), [], "calls of the gateway may run there");
+    world.core.connect(0, 1);
+    assert!(world.core.announce(0, 1, 77, "old2", 1), "it is known now");
+    world.core.heard(0, 1);
+    assert_eq!(world.grants(), [], "and leased");
+    assert!(world.give_back(77));
+    let grants = world.grants();
+    assert_eq!((grants.len(), grants[0].0), (1, second));
+}
+
+#[test]
+fn a_claimed_pod_is_free_when_its_gateway_claims_it_no_longer() {
+    let claimed = |world: &mut World| {
+        world.function("f", 1, 14_000, one_slot());
+        world.core.expect(0, &[1]);
+        world.core.connect(0, 1);
+        assert!(!world.core.announce(0, 1, 77, "old1", 1));
+        world.core.heard(0, 1);
+        world.shown("f", "old1", State::Ready);
+        world.core.heard(0, 1);
+        world.queued("f");
+        assert_eq!(world.grants(), []);
+    };
+    let mut world = World::new(1);
+    claimed(&mut world);
+    world.core.connect(0, 1);
+    world.core.heard(0, 1);
+    assert_eq!(world.grants().len(), 1);
+    let mut world = World::new(1);
+    claimed(&mut world);
+    world.core.replace(0, 1);
+    assert_eq!(world.grants().len(), 1, "the gateway is gone");
+    let mut world = World::new(1);
+    claimed(&mut world);
+    world.wait(3_000);
+    assert_eq!(world.grants().len(), 1, "its leases have run out");
+}
+
+#[test]
+fn a_lease_that_was_given_back_cannot_be_announced_any_more() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, one_slot());
+    world.core.expect(0, &[1]);
+    world.shown("f", "old1", State::Ready);
+    assert!(!world.give_back(77), "not known yet");
+    world.core.connect(0, 1);
+    let late = world.core.announce(0, 1, 77, "old1", 1);
+    assert!(!late, "it was sent before the lease was given back");
+    world.core.heard(0, 1);
+    assert!(matches!(world.ask("f"), Answer::Leased(_)));
+}
+
+#[test]
+fn a_lease_that_its_gateway_never_names_ends() {
+    let mut world = World::new(1);
+    world.function("f", 1, 14_000, one_slot());
+    let lease = world.running("f");
+    let (gateway, lives_ms) = (1, Config::default().lease_ttl_ms);
+    let heartbeats = |world: &mut World, lease_ids: &[u64]| {
+        for _ in 0..lives_ms / 1_000 {
+            assert_eq!(world.grants(), [], "it is in use, for all that is known");
+            world.wait(1_000);
+            assert!(world.core.refresh(world.now, gateway));
+            world.core.names(world.now, gateway, lease_ids);
+        }
+    };
+    heartbeats(&mut world, &[lease]);
+    let queued = world.queued("f");
+    heartbeats(&mut world, &[]);
+    let grants = world.grants();
+    assert_eq!((grants.len(), grants[0].0), (1, queued));
+    assert!(!world.give_back(lease));
 }
 
 #[test]

@@ -412,7 +412,10 @@ impl World {
 
     fn heartbeat(&mut self, id: i64) {
         if self.gateways[&id].silent_until_ms <= self.now {
-            if !self.core.refresh(self.now, id) {
+            if self.core.refresh(self.now, id) {
+                let held: Vec<u64> = self.gateways[&id].leases.keys().copied().collect();
+                self.core.names(self.now, id, &held);
+            } else {
                 self.connect(id);
             }
             self.give_up_shares(id);

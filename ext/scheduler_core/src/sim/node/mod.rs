@@ -51,6 +51,8 @@ pub struct NodeConfig {
     pub parallel: usize,
     /// Every function has a snapshot file from the beginning; otherwise its first start makes it.
     pub all_on_file: bool,
+    /// Whether the idle disk asks the policy what to read ahead of need.
+    pub reads_ahead: bool,
 }
 
 impl NodeConfig {
@@ -68,6 +70,7 @@ impl NodeConfig {
             cold_start_ms: 22_700,
             parallel: 1,
             all_on_file: true,
+            reads_ahead: true,
         }
     }
 

@@ -133,7 +133,7 @@ impl Node<'_> {
 
     /// Lets the idle disk read ahead of need.
     pub(super) fn fetch(&mut self) {
-        if self.fetching || !self.open {
+        if self.fetching || !self.open || !self.config.reads_ahead {
             return;
         }
         let view = HostView {
