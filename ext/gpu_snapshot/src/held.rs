@@ -12,8 +12,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Slots of a device's ring: sixteen chunks of weights, 128 MiB, made at the first transfer. Several
-/// times a processor's cache, so that a slot has left it when it is read into again.
+/// Slots of a device's ring: sixteen chunks of weights, 128 MiB, made at the first transfer.
+/// Several times a processor's cache, so that a slot has left it when it is read into again.
 pub const RING_SLOTS: usize = 16;
 const RING_SLOT_LEN: usize = 8 << 20;
 

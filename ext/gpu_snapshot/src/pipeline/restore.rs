@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 pub(super) type Came = std::result::Result<PartRead, String>;
 
 pub(super) struct State {
-    /// Parts of the ring that nobody uses; the one that has rested longest is used next. Memory that
-    /// was checked a moment ago is still in this processor's cache, and a disk, or the host of a
-    /// virtual machine, that writes there has to fetch it from the cache first: on the measured
-    /// machine reads into such memory took up to twice as long.
+    /// Parts of the ring that nobody uses; the one that has rested longest is used next. Memory
+    /// that was checked a moment ago is still in this processor's cache, and a disk, or the host
+    /// of a virtual machine, that writes there has to take it from the cache first: on the
+    /// measured machine reads into such memory took up to twice as long.
     pub(super) free: VecDeque<HostBuffer>,
     /// Index of the next part to read.
     next: usize,
