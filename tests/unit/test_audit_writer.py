@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
-from inferx.audit import Audit, Query, Sink
+from inferx.audit import Audit, Query, Sink, postgres
 from inferx.audit.postgres import PostgresSink
 from inferx.audit.spill import Spill, portions
 from inferx.audit.sqlite import SqliteSink
@@ -180,11 +181,18 @@ async def test_a_killed_process_loses_what_was_in_memory_and_it_is_counted(
     )
     assert process.stdout is not None
     await process.stdout.readline()
-    os.kill(process.pid, signal.SIGKILL)
-    await process.wait()
+    mine = f"audit-{os.getpid()}-"
+    # In a container each start has the same process id.
+    for path in list(tmp_path.iterdir()):  # noqa: ASYNC240
+        path.rename(path.with_name(path.name.replace(f"audit-{process.pid}-", mine)))
     sink = PostgresSink(Secret(server.url))
     audit = Audit(sink, tmp_path)
     audit.start()
+    audit.record("requests", {"tenant": "alive"})
+    await stored(sink, 1, tenant="alive")
+    assert await count(sink, tenant="killed") == 0, "whoever lives keeps its own"
+    os.kill(process.pid, signal.SIGKILL)
+    await process.wait()
     await stored(sink, 20, tenant="killed")
     deadline = time.monotonic() + DEADLINE_S
     while not (losses := await sink.read(Query("losses"))):
@@ -193,6 +201,35 @@ async def test_a_killed_process_loses_what_was_in_memory_and_it_is_counted(
     assert (losses[0]["rows"], "was killed" in losses[0]["reason"]) == (10, True)
     await audit.stop()
     assert not names(tmp_path)
+
+
+async def test_a_batch_that_was_taken_back_leaves_the_next_one_its_partition(
+    server: Postgres,
+) -> None:
+    sink = PostgresSink(Secret(server.url))
+    long_ago = {"at_ms": 946_684_800_000, "tenant": "back", "writer": 1}
+    row = ("requests", {**long_ago, "seq": 1})
+    with pytest.raises(ValueError, match="year"):
+        await sink.write([row, ("pods", {"at_ms": 1 << 60, "writer": 1, "seq": 2})])
+    await sink.write([row])
+    assert await count(sink, tenant="back") == 1
+    await sink.close()
+
+
+async def test_tables_that_could_not_be_made_are_made_later(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await asyncpg.connect(server.url)
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.execute("SELECT pg_advisory_lock($1)", postgres._LOCK)
+    monkeypatch.setattr(postgres, "STATEMENT_S", 0.3)
+    sink = PostgresSink(Secret(server.url))
+    with pytest.raises(Unavailable):
+        await sink.write([("requests", {"at_ms": NOON_MS, "writer": 1, "seq": 1})])
+    await connection.close()
+    monkeypatch.undo()
+    await asyncio.gather(*(sink.last("requests") for _ in range(3)))
+    await sink.close()
 
 
 async def test_without_database_and_room_losses_are_counted(tmp_path: Path) -> None:

@@ -250,26 +250,6 @@ fn what_an_agent_reports_is_booked_on_its_devices_even_while_not_ready() {
 }
 
 #[test]
-fn victims_are_judged_before_anything_is_released() {
-    let (mut placer, nodes) = placer([spec("n", "A", 1), spec("m", "A", 1)]);
-    let whole = ask(1, GpuShare::Whole);
-    let pods = [
-        placer.place(&whole).expect("fits"),
-        placer.place(&whole).expect("fits"),
-    ];
-    let cluster = placer.cluster();
-    let there = cluster.allocation(pods[0]).expect("held").node;
-    let other = if there == nodes[0] {
-        nodes[1]
-    } else {
-        nodes[0]
-    };
-    assert_eq!(cluster.fits_without(there, &whole, &[]), Ok(false));
-    assert_eq!(cluster.fits_without(there, &whole, &pods[..1]), Ok(true));
-    assert_eq!(cluster.fits_without(other, &whole, &pods[..1]), Ok(false));
-}
-
-#[test]
 fn a_removed_node_takes_its_pods_with_it() {
     let (mut placer, nodes) = placer([spec("n", "A", 1)]);
     let pod = placer.place(&ask(1, GpuShare::Whole)).expect("fits");

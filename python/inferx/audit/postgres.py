@@ -34,13 +34,20 @@ class PostgresSink:
         self.changed = asyncio.Event()
         self._address = address
         self._pool: Any = None
+        self._opening = asyncio.Lock()
         self._listener: asyncio.Task[None] | None = None
         self._partitions: set[str] = set()
 
     async def open(self) -> None:
         """Connect, migrate, and begin to listen."""
-        if self._pool is not None:
-            return
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await self._migrated_pool()
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._listen(), name="audit-listen")
+
+    async def _migrated_pool(self) -> Any:
+        """Connections to a database that has our tables; nothing is kept of one that has not."""
         try:
             pool = await asyncio.wait_for(
                 asyncpg.create_pool(
@@ -55,12 +62,16 @@ class PostgresSink:
             )
         except (*_ERRORS, ValueError) as error:
             raise Unavailable(_safe(error)) from None
-        self._pool = pool
-        async with self._connection() as connection, connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            await _migrate(connection)
-        if self._listener is None:
-            self._listener = asyncio.create_task(self._listen(), name="audit-listen")
+        try:
+            async with pool.acquire(timeout=CONNECT_S) as connection, connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+                await _migrate(connection)
+        except BaseException as error:
+            pool.terminate()
+            if isinstance(error, _ERRORS):
+                raise Unavailable(_safe(error)) from None
+            raise
+        return pool
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -77,10 +88,13 @@ class PostgresSink:
         by_table: dict[str, list[tuple[Any, ...]]] = {}
         for name, row in rows:
             by_table.setdefault(name, []).append(TABLES[name].values(row))
+        partitions: set[str] = set()
         async with self._connection() as connection, connection.transaction():
             for name, values in by_table.items():
                 columns = list(TABLES[name].all_columns)
-                await self._ensure_partitions(connection, name, {each[0] for each in values})
+                partitions |= await self._ensure_partitions(
+                    connection, name, {each[0] for each in values}
+                )
                 listed = ", ".join(columns)
                 await connection.execute(
                     f"CREATE TEMP TABLE new_{name} ON COMMIT DROP AS "  # noqa: S608 (our names)
@@ -94,9 +108,12 @@ class PostgresSink:
                     "ON CONFLICT DO NOTHING"
                 )
             await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, " ".join(by_table))
+        self._partitions |= partitions  # not before: a rollback takes them back
         self.changed.set()
 
-    async def _ensure_partitions(self, connection: Any, name: str, times: set[int]) -> None:
+    async def _ensure_partitions(self, connection: Any, name: str, times: set[int]) -> set[str]:
+        """Makes the partitions of these times that are not known to be there; returns those."""
+        made: set[str] = set()
         for month in sorted({_month(at_ms) for at_ms in times}):
             partition = f"{name}_{month:%Y%m}"
             if partition in self._partitions:
@@ -106,7 +123,8 @@ class PostgresSink:
                 f"CREATE TABLE IF NOT EXISTS {partition} PARTITION OF {name} "
                 f"FOR VALUES FROM ({_ms(month)}) TO ({_ms(_next(month))})"
             )
-            self._partitions.add(partition)
+            made.add(partition)
+        return made
 
     async def read(self, query: Query) -> list[Row]:
         """The rows asked for."""

@@ -5,10 +5,12 @@ Must never grow beyond its limit, nor lose a whole row because the last one was 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,17 +92,18 @@ class Tally:
     calls that the data plane made records of and that the writer was told of.
 
     The numbers are in memory shared with the file: a kill loses none of them. The third is the data
-    plane's, which maps the file for itself (`Proxy.count_records_in`).
+    plane's, which maps the file for itself (`Proxy.count_records_in`). The file is locked as long
+    as its writer lives: process ids say nothing, a container's are the same after each start.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            os.ftruncate(descriptor, _COUNTS.size)
-            self._memory = mmap.mmap(descriptor, _COUNTS.size)
-        finally:
-            os.close(descriptor)
+        made = path.with_suffix(".new")  # nobody finds it before it is locked
+        self._lock = os.open(made, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.ftruncate(self._lock, _COUNTS.size)
+        self._memory = mmap.mmap(self._lock, _COUNTS.size)
+        made.rename(path)
         self.taken: int
         self.safe: int
         self.told: int
@@ -127,6 +130,7 @@ class Tally:
         self._memory.close()
         if remove:
             self.path.unlink(missing_ok=True)
+        os.close(self._lock)
 
 
 @dataclass(frozen=True)
@@ -147,15 +151,12 @@ class Left:
 
 
 def left_behind(folder: Path) -> Iterator[Left]:
-    """Each writer whose process is gone."""
+    """Each writer whose process is gone; nobody else finds it until the next one is asked for."""
     for path in sorted(folder.glob("audit-*.tally")):
-        _, pid, writer = path.stem.split("-")
-        if pid == str(os.getpid()) or Path("/proc", pid).exists():
-            continue
-        try:
-            data, at_ms = path.read_bytes(), path.stat().st_mtime_ns // 1_000_000
-        except FileNotFoundError:
-            continue  # another process of this folder has just brought it home
-        counts = _COUNTS.unpack(data) if len(data) == _COUNTS.size else (0, 0, 0, 0)
-        taken, safe, made, told = counts
-        yield Left(path, taken - safe + made - told, at_ms, int(writer, 16))
+        with suppress(FileNotFoundError, BlockingIOError), path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            data, at_ms = file.read(), path.stat().st_mtime_ns // 1_000_000
+            counts = _COUNTS.unpack(data) if len(data) == _COUNTS.size else (0, 0, 0, 0)
+            taken, safe, made, told = counts
+            writer = int(path.stem.rpartition("-")[2], 16)
+            yield Left(path, taken - safe + made - told, at_ms, writer)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from inferx.domain.meta import PUBLIC, Key, Meta, Object, check_name
@@ -180,11 +179,6 @@ def new(
         }
     )
     return obj
-
-
-def at_revision(obj: Object[Any], revision: int) -> Object[Any]:
-    """The same object as written at `revision`."""
-    return replace(obj, meta=replace(obj.meta, revision=revision))
 
 
 def resolve_policy(function: Object[FunctionSpec], lookup: Lookup) -> FuncPolicy:

@@ -39,11 +39,6 @@ class Access:
         self._authenticator = authenticator
         self._on_refused = on_refused
 
-    @property
-    def enabled(self) -> bool:
-        """Whether callers are asked who they are."""
-        return self._authenticator is not None
-
     def route(
         self, path: str, endpoint: Endpoint, methods: list[str], action: Which, where: Where
     ) -> GuardedRoute:

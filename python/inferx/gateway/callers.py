@@ -83,6 +83,7 @@ class Callers:
         affected = {obj.meta.name} | table.descendants(obj.meta.name)
         if event == DELETED:
             table.drop(obj)
+            self._noted.pop(obj.meta.name, None)
         else:
             table.put(obj)
         for key_id in affected:

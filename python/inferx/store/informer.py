@@ -131,6 +131,9 @@ class Informer:
                 _log.info("watch of %s broke: %s", self.kind, client.typed(error))
             except InferxError as error:
                 _log.warning("watch of %s: %s", self.kind, error)
+            except Exception:
+                # Whatever it was: a copy that is followed no more would be taken for the truth.
+                _log.exception("watch of %s", self.kind)
             self._connection(False)
             backoff_s = _BACKOFF_MIN_S if healthy else min(backoff_s * 2, _BACKOFF_MAX_S)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311

@@ -4,7 +4,7 @@
 use super::cluster::Cluster;
 use super::request::{GpuShare, NoFit, NodeSpec, PlaceError, Request};
 use super::resources::{DeviceKind, Free, UNLIMITED, sort_devices};
-use super::view::{AllocId, NodeId};
+use super::view::NodeId;
 
 /// A node with what is left of it.
 #[derive(Clone, Debug)]
@@ -226,28 +226,6 @@ impl Cluster {
             return Err(PlaceError::BadDevices);
         }
         units.ok_or(PlaceError::BadDevices)
-    }
-
-    /// Whether the request would fit on a node once these allocations were released; those of
-    /// other nodes count for nothing. The question to ask when choosing victims.
-    ///
-    /// # Errors
-    /// [`PlaceError::UnknownNode`], [`PlaceError::StaleAllocation`].
-    pub fn fits_without(
-        &self,
-        id: NodeId,
-        request: &Request,
-        released: &[AllocId],
-    ) -> Result<bool, PlaceError> {
-        let mut node = self.node(id)?.clone();
-        for held in released {
-            let held = self.allocation(*held)?;
-            if held.node == id {
-                node.give_back(&held.request, &held.devices, held.units);
-            }
-        }
-        let free = node.canonical(&self.kinds, false);
-        Ok(free.check(request, &self.kinds).is_ok())
     }
 
     /// Why no ready node takes the request, node by node.

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferx import procfs
-from inferx.agent.runtimes import tools
 from inferx.errors import InvalidState, StartFailed, Unavailable
 
 # Older ones cannot save a process that has a socket, on kernels from 6.16 on.
@@ -197,8 +196,3 @@ class LazyPages:
             code = self._popen.wait()
         if not self.ended.done():
             self.ended.set_result(code == 0)
-
-
-async def check_kernel(criu: Criu) -> None:
-    """Raise ToolFailed when the kernel lacks what this CRIU needs."""
-    await tools.run([criu.program, "check"], timeout_s=30)
