@@ -235,6 +235,7 @@ def test_apply_warns_and_goes_on_after_a_refusal(gateway: StandIn, tmp_path: Pat
     [
         ("m.json", '{"type": }', "m.json: manifest: not JSON"),
         ("m.yaml", "a: [", "m.yaml: not JSON or YAML"),
+        ("m.yaml", "a: 1\nb: {c: 1, c: 2}", "field 'c' is given twice"),
         ("m.json", json.dumps(function(image=7)), "m.json: object.spec.image"),
         ("m.yaml", yaml.safe_dump_all([TENANT, {"type": "gadget", "name": "x"}]), "document 2"),
         ("m.yaml", "just text", "expected an object with type"),

@@ -88,6 +88,7 @@ async def test_login_with_a_password_is_kept_privately_and_renewed(
     assert (await run(up, "logout")).exit_code == 0
     refused = await run(up, "whoami")
     assert (refused.exit_code, "unauthenticated" in refused.stderr) == (1, True)
+    assert "set INFERX_API_KEY, or run `inferx login`" in refused.stderr
 
 
 async def test_login_by_device_waits_for_the_person(up: Platform, provider: Provider) -> None:

@@ -16,7 +16,14 @@ import httpx
 
 from inferx import config
 from inferx.cli import session
-from inferx.errors import BadRequest, ConfigError, InferxError, Unavailable, from_code
+from inferx.errors import (
+    BadRequest,
+    ConfigError,
+    InferxError,
+    Unauthenticated,
+    Unavailable,
+    from_code,
+)
 
 DEFAULT_SERVER = "http://127.0.0.1:4000"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -164,4 +171,6 @@ def error_of(answer: httpx.Response) -> InferxError:
     except (ValueError, KeyError, TypeError):
         return InferxError(f"HTTP {answer.status_code}: {answer.text[:500] or 'no body'}")
     kind = from_code(code)
+    if kind is Unauthenticated:
+        message += "; set INFERX_API_KEY, or run `inferx login`"
     return kind(f"{message} ({code})", retry_after_ms=body.get("retry_after_ms"))

@@ -75,6 +75,23 @@ def _texts(source: str) -> Iterator[tuple[str, str]]:
             raise BadRequest(f"{file}: not UTF-8 text (byte {error.start})") from error
 
 
+class _Strict(yaml.SafeLoader):
+    """Refuses what the reader of JSON refuses, too: a field that is given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"field {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return node
+
+
 def _documents(text: str, origin: str) -> Iterator[tuple[Any, str]]:
     """Each document with its origin; JSON first, because its errors and types are stricter."""
     looks_like_json = text.lstrip()[:1] in ("{", "[")
@@ -88,7 +105,8 @@ def _documents(text: str, origin: str) -> Iterator[tuple[Any, str]]:
             yield from _items(value, origin)
             return
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        loaded = yaml.load_all(text, _Strict)  # nosec B506 - a SafeLoader
+        documents = [document for document in loaded if document is not None]
     except yaml.YAMLError as error:
         raise BadRequest(f"{origin}: not JSON or YAML: {' '.join(str(error).split())}") from error
     for number, document in enumerate(documents, 1):
