@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::panicking;
 use std::time::Duration;
 
-use scheduler_core::messages::{Answer, Ask, Effect, Grant};
+use scheduler_core::messages::{Answer, Ask, Effect};
 use scheduler_core::model::FuncKey;
 use scheduler_core::queue::TicketId;
 use scheduler_core::shared::{Shared, Timed};
@@ -122,7 +122,7 @@ impl Desk {
                 ask.deadline_ms = now_ms + wait_ms;
             }
             match core.lease(now_ms, ask) {
-                Answer::Leased(grant) => Told::Granted(self.hold(grant)),
+                Answer::Leased(grant) => Told::Granted(hall.hold(self, grant)),
                 Answer::Refused(refusal) => Told::Refused(refusal.into()),
                 Answer::Queued(ticket) => {
                     let (number, answer) = hall.wait(ticket);
@@ -138,13 +138,22 @@ impl Desk {
         })
     }
 
-    fn hold(self: &Arc<Desk>, grant: Grant) -> Arc<Held> {
-        Held::new(self.clone(), grant)
-    }
-
     /// Ends a lease; false when it is not live.
     pub(crate) fn give_back(self: &Arc<Desk>, lease_id: u64, ok: bool) -> bool {
         self.with(|_, core, now_ms| core.give_back(now_ms, lease_id, ok))
+    }
+
+    /// The answer of that number is out or lost. A lease that was in no other goes back with it.
+    pub(crate) fn answered(self: &Arc<Desk>, lease_id: u64, number: u64, delivered: bool) {
+        if delivered {
+            lock(&self.hall).arrived(lease_id, number);
+            return;
+        }
+        self.with(|hall, core, now_ms| {
+            if hall.arrived(lease_id, number) {
+                core.give_back(now_ms, lease_id, true);
+            }
+        });
     }
 
     /// Somebody stopped waiting; the last one takes the ticket along.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use scheduler_core::messages::Effect;
+use scheduler_core::messages::{Effect, Grant};
 use scheduler_core::model::FuncKey;
 use scheduler_core::queue::TicketId;
 use tokio::sync::oneshot;
@@ -44,6 +44,8 @@ pub enum News {
 pub(crate) struct Hall {
     waiters: BTreeMap<TicketId, Vec<(u64, oneshot::Sender<Answer>)>>,
     numbers: u64,
+    /// The last answer that carries a lease, of those on their way.
+    answers: HashMap<u64, u64>,
     learners: HashMap<u64, Vec<oneshot::Sender<Learned>>>,
     /// Functions that Python has not begun to read yet.
     unread: BTreeMap<FuncKey, u64>,
@@ -78,6 +80,22 @@ impl Hall {
         alone
     }
 
+    /// An answer with that lease is on its way from now on.
+    pub(crate) fn hold(&mut self, desk: &Arc<Desk>, grant: Grant) -> Arc<Held> {
+        self.numbers += 1;
+        self.answers.insert(grant.lease.0, self.numbers);
+        Held::new(desk.clone(), grant, self.numbers)
+    }
+
+    /// It is no longer; whether it was the last one with that lease.
+    pub(crate) fn arrived(&mut self, lease_id: u64, number: u64) -> bool {
+        let last = self.answers.get(&lease_id) == Some(&number);
+        if last {
+            self.answers.remove(&lease_id);
+        }
+        last
+    }
+
     /// Answers go to those who wait, orders are laid down. What comes back are leases that may
     /// have no taker: to be dropped when no lock is held.
     pub(crate) fn sort(&mut self, effects: Vec<Effect>, desk: &Arc<Desk>) -> Vec<Arc<Held>> {
@@ -85,7 +103,7 @@ impl Hall {
         for effect in effects {
             match effect {
                 Effect::Grant { ticket, grant } => {
-                    let held = Held::new(desk.clone(), grant);
+                    let held = self.hold(desk, grant);
                     for (_, waiter) in self.waiters.remove(&ticket).unwrap_or_default() {
                         // Who left meanwhile holds nothing, so the lease drops with the last one.
                         let _ = waiter.send(Ok(held.clone()));
