@@ -12,8 +12,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Slots of a device's ring: eight chunks of weights, 64 MiB, made at the first transfer.
-pub const RING_SLOTS: usize = 8;
+/// Slots of a device's ring: sixteen chunks of weights, 128 MiB, made at the first transfer.
+/// Several times a processor's cache, so that a slot has left it when it is read into again.
+pub const RING_SLOTS: usize = 16;
 const RING_SLOT_LEN: usize = 8 << 20;
 
 /// A GPU, the memory held on it and the ring that is made when it is first needed.

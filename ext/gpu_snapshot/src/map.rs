@@ -11,6 +11,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::os::fd::BorrowedFd;
 use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
 
 /// All of a memory file, readable and writable, shared with whoever else maps it.
 #[derive(Debug)]
@@ -131,21 +132,21 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Memory of this process alone, on huge pages where the kernel has them: direct I/O then looks
 /// up one page where it would look up 512, and a copy misses the TLB that much less.
 #[derive(Debug)]
-pub(crate) struct OwnMap {
+struct OwnMap {
     at: NonNull<u8>,
     room: usize,
     start: usize,
-    len: usize,
 }
 
-// SAFETY: the mapping belongs to this value alone; references follow the borrow of the value.
+// SAFETY: the mapping belongs to this value alone, and its bytes are only reached through the
+// `OwnPart`s, no two of which share a byte.
 unsafe impl Send for OwnMap {}
-// SAFETY: as above; a shared reference only gives reads.
+// SAFETY: as above.
 unsafe impl Sync for OwnMap {}
 
 impl OwnMap {
     /// Zeroed memory of `len` bytes that starts at a page, at a huge one when it has its size.
-    pub(crate) fn new(len: usize) -> Result<Self> {
+    fn new(len: usize) -> Result<Self> {
         let huge = len >= HUGE_PAGE;
         let room = len.checked_add(if huge { HUGE_PAGE } else { 0 });
         let room = room.ok_or_else(|| Error::Invalid(format!("{len} bytes of memory")))?;
@@ -160,12 +161,7 @@ impl OwnMap {
         } else {
             0
         };
-        let map = Self {
-            at,
-            room,
-            start,
-            len,
-        };
+        let map = Self { at, room, start };
         if huge {
             // SAFETY: inside the own mapping; this advice never changes its content.
             let advised =
@@ -175,17 +171,6 @@ impl OwnMap {
         }
         Ok(map)
     }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` bytes from `start` lie inside the mapping, which lives as long as this
-        // value; nobody writes them while it is borrowed, see `crate::uring` and `crate::cuda`.
-        unsafe { std::slice::from_raw_parts(self.at.as_ptr().add(self.start), self.len) }
-    }
-
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr().add(self.start), self.len) }
-    }
 }
 
 impl Drop for OwnMap {
@@ -193,5 +178,65 @@ impl Drop for OwnMap {
         // SAFETY: the own mapping, whole, once. It cannot fail for a mapping that exists.
         let unmapped = unsafe { munmap(self.at.as_ptr().cast(), self.room) };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// A range of own memory that belongs to this value alone; the memory is freed with its last part.
+#[derive(Debug)]
+pub(crate) struct OwnPart {
+    map: Arc<OwnMap>,
+    /// Offset in the map's bytes.
+    start: usize,
+    len: usize,
+}
+
+impl OwnPart {
+    /// New memory, zeroed, as one part.
+    pub(crate) fn new(len: usize) -> Result<Self> {
+        let map = Arc::new(OwnMap::new(len)?);
+        Ok(Self { map, start: 0, len })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Cuts the bytes from `at` on off.
+    pub(crate) fn split_off(&mut self, at: usize) -> Self {
+        assert!(at <= self.len, "{at} of {} bytes", self.len);
+        let rest = Self {
+            map: Arc::clone(&self.map),
+            start: self.start + at,
+            len: self.len - at,
+        };
+        self.len = at;
+        rest
+    }
+
+    /// Takes back what was cut off here; gives back what was not.
+    pub(crate) fn unsplit(&mut self, rest: Self) -> std::result::Result<(), Self> {
+        if !Arc::ptr_eq(&self.map, &rest.map) || rest.start != self.start + self.len {
+            return Err(rest);
+        }
+        self.len += rest.len;
+        Ok(())
+    }
+
+    fn at(&self) -> *mut u8 {
+        // SAFETY: parts only ever shrink from the whole or grow back, so that `start` lies inside
+        // the map's bytes, which begin at `map.start` of the mapping.
+        unsafe { self.map.at.as_ptr().add(self.map.start + self.start) }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the range lies inside the mapping, which lives as long as this value, and is in
+        // no other part; nobody writes it while it is borrowed, see `crate::uring` and
+        // `crate::cuda`.
+        unsafe { std::slice::from_raw_parts(self.at(), self.len) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.at(), self.len) }
     }
 }

@@ -85,11 +85,12 @@ proptest! {
         kinds in prop::collection::vec(0u8..5, 1..9),
         slots in 1usize..5,
         readers in 1usize..4,
+        part_len in prop::sample::select(vec![4096, 16 << 10, 64 << 10, 1 << 20, 12_345]),
     ) {
         let fixture = fixture(&lens, &kinds);
         let device = soft(&[]);
         let mut ring = Ring::new(&device, slots, CHUNK as usize).unwrap();
-        let options = Options { readers, ..options() };
+        let options = Options { readers, part_len, ..options() };
         let loaded =
             load(&fixture.snapshot, &device, &mut ring, &Cancel::default(), options).unwrap();
         for ((_, range), expected) in loaded.ranges.iter().zip(&fixture.contents) {

@@ -115,7 +115,7 @@ fn a_short_copy_fails_the_restore() {
     let mut ring = ring(&device);
     let error = failure(&fixture, &device, &mut ring);
     assert!(
-        matches!(&error, Error::Device { why, .. } if why.contains("of 65536")),
+        matches!(&error, Error::Device { why, .. } if why.contains("of 16384")),
         "{error}"
     );
     assert_eq!(ring.usable(), 4);

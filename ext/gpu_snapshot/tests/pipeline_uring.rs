@@ -31,12 +31,14 @@ proptest! {
         lens in prop::collection::vec(1u64..600_000, 1..4),
         kinds in prop::collection::vec(0u8..5, 1..9),
         slots in 1usize..9,
+        part_len in prop::sample::select(vec![4096, 32 << 10, 1 << 20]),
     ) {
         let fixture = fixture(&lens, &kinds);
         let device = soft(&[]);
         let mut ring = Ring::new(&device, slots, CHUNK as usize).unwrap();
+        let options = Options { part_len, ..uring() };
         let loaded =
-            load(&fixture.snapshot, &device, &mut ring, &Cancel::default(), uring()).unwrap();
+            load(&fixture.snapshot, &device, &mut ring, &Cancel::default(), options).unwrap();
         for ((_, range), expected) in loaded.ranges.iter().zip(&fixture.contents) {
             prop_assert!(device_bytes(&device, range.va(), expected.len()) == *expected);
         }
@@ -93,7 +95,7 @@ fn a_hung_device_is_given_up_and_a_failing_one_reported() {
         copy_timeout: Duration::from_millis(50),
         ..uring()
     };
-    for (fault, expected) in [("hang:2", "no copy finished"), ("short-copy:3", "of 65536")] {
+    for (fault, expected) in [("hang:2", "no copy finished"), ("short-copy:3", "of 16384")] {
         let device = soft(&[fault]);
         let mut ring = ring(&device);
         let result = load(&fixture.snapshot, &device, &mut ring, &cancel, options);

@@ -55,12 +55,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(name: &'static str, backend: Backend, readers: usize, slots: usize) -> Self {
-        let options = Options {
-            readers,
-            backend,
-            ..Options::default()
-        };
+    fn new(name: &'static str, slots: usize, options: Options) -> Self {
         let (reports, cpu) = Default::default();
         Self {
             name,
@@ -80,11 +75,20 @@ fn run(root: &Path, mib: usize, rounds: usize) -> Outcome<()> {
     let (region_id, va) = (1, range.va());
     let placements = [Placement { region_id, va }];
     let cancel = Cancel::default();
-    let readers = Options::default().readers;
+    let threads = Options::default();
+    let uring = Options {
+        backend: Backend::Uring,
+        ..threads
+    };
+    let sequential = Options {
+        readers: 1,
+        part_len: SLOT_LEN,
+        ..threads
+    };
     let mut cases = [
-        Case::new("file-to-device", Backend::Pread, readers, SLOTS),
-        Case::new("file-to-device-uring", Backend::Uring, 1, SLOTS),
-        Case::new("file-to-device-sequential", Backend::Pread, 1, 1),
+        Case::new("file-to-device", SLOTS, threads),
+        Case::new("file-to-device-uring", SLOTS, uring),
+        Case::new("file-to-device-sequential", 1, sequential),
     ];
     let mut rings = cases
         .iter()

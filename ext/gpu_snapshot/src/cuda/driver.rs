@@ -275,7 +275,7 @@ impl Driver {
         self.call("cuMemHostRegister", |lib| unsafe {
             (lib.calls.host_register)(at.cast(), len, REGISTER_PORTABLE)
         })?;
-        buffer.set_pin(Box::new(Pinned {
+        buffer.set_pin(Arc::new(Pinned {
             driver: Arc::clone(self),
             at: at as Raw,
         }));

@@ -25,6 +25,7 @@ pub use check::check_table;
 pub use commit::{COMMIT_LEN, Commit};
 pub use import::Import;
 pub use manifest::{AuxFile, Gpu, Identity, Manifest, Region, RegionClass, Segment};
+pub(crate) use read::PartRead;
 pub use read::Snapshot;
 pub use record::{Codec, HEADER_LEN, Header, RECORD_LEN, Record};
 pub use store::{Scan, Store, fsck};

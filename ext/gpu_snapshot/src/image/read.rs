@@ -19,6 +19,13 @@ const TABLE_LEN_MAX: u64 = 256 << 20;
 /// Bytes read at once when a further file is checked.
 const FILE_STEP: usize = 1 << 20;
 
+/// What came of reading some bytes of a chunk: their checksum, and the system calls it took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartRead {
+    pub(crate) crc: u32,
+    pub(crate) calls: u64,
+}
+
 /// A published snapshot, open for reading. Its files stay readable when it is deleted meanwhile.
 pub struct Snapshot {
     path: PathBuf,
@@ -94,26 +101,36 @@ impl Snapshot {
             slot[..self.records[index].raw_len as usize].fill(0);
             return Ok(0);
         }
-        self.finish_chunk(index, slot, 0)
+        let stored = &mut slot[..self.records[index].stored_len as usize];
+        let part = self.read_part(index, 0, stored, 0)?;
+        self.check_chunk(index, part.crc)?;
+        Ok(part.calls)
     }
 
-    /// Reads what is left of a stored chunk of which `done` bytes are in `slot`, and checks it.
-    pub(crate) fn finish_chunk(
+    /// Fills `bytes` from `offset` of a stored chunk on; the first `done` of them are there.
+    pub(crate) fn read_part(
         &self,
         index: usize,
-        slot: &mut [u8],
+        offset: u64,
+        bytes: &mut [u8],
         done: usize,
-    ) -> std::result::Result<u64, String> {
+    ) -> std::result::Result<PartRead, String> {
         let record = &self.records[index];
-        let stored = &mut slot[..record.stored_len as usize];
         let segment = &*self.segments[usize::from(record.seg)];
-        let calls = read_exact(segment, &mut stored[done..], record.seg_off + done as u64)
+        let at = record.seg_off + offset + done as u64;
+        let calls = read_exact(segment, &mut bytes[done..], at)
             .map_err(|error| format!("{}: {error}", segment_name(record.seg)))?;
-        let crc = crate::checksum::crc32c(stored);
-        if crc != record.crc {
-            return Err(format!("crc32c is {crc:#010x}, not {:#010x}", record.crc));
+        let crc = crate::checksum::crc32c(bytes);
+        Ok(PartRead { crc, calls })
+    }
+
+    /// Whether a chunk whose stored bytes have this checksum is sound.
+    pub(crate) fn check_chunk(&self, index: usize, crc: u32) -> std::result::Result<(), String> {
+        let expected = self.records[index].crc;
+        if crc == expected {
+            return Ok(());
         }
-        Ok(calls)
+        Err(format!("crc32c is {crc:#010x}, not {expected:#010x}"))
     }
 
     /// The descriptor of the segment that stores a chunk; `None` when its file has none.

@@ -2,6 +2,8 @@
 //! It must never copy unchecked bytes, and on its path never allocate, pin or map anything.
 
 mod batch;
+mod gather;
+mod options;
 mod plan;
 mod pool;
 mod pull;
@@ -10,9 +12,10 @@ mod resident;
 mod restore;
 mod ring;
 
+pub use options::{Backend, Options, Placement, Report};
 pub use pool::HostPool;
 pub use pull::{PullReport, check_device, save};
 pub use range::{DeviceRange, Loaded, Window, load, load_resident};
 pub use resident::Resident;
-pub use restore::{Backend, Options, Placement, Report, restore};
+pub use restore::restore;
 pub use ring::{Cancel, Ring};

@@ -1,7 +1,7 @@
 //! From the device to the host: saving regions, and checking what a restore put on the device.
 //! It must never keep a slot: whatever happens short of a hang, the ring is whole afterwards.
 
-use super::restore::{Options, Placement};
+use super::options::{Options, Placement};
 use super::ring::{Cancel, Ring};
 use crate::buffer::{HostBuffer, is_zero};
 use crate::device::{CopyQueue, Device, Va, Work, WorkKind};

@@ -1,8 +1,9 @@
 //! Device memory that belongs to one job: mapped as a whole, and given back whatever happens.
 //! It must never outlive a failed restore: nobody may find half-restored memory.
 
+use super::options::{Options, Placement, Report};
 use super::resident::Resident;
-use super::restore::{Options, Placement, Report, restore};
+use super::restore::restore;
 use super::ring::{Cancel, Ring};
 use crate::device::{Access, Device, Phys, Va, round_up};
 use crate::image::{Region, RegionClass, Snapshot};

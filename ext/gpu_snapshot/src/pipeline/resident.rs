@@ -1,8 +1,8 @@
 //! A snapshot's regions in the pinned pool: the copy that a standby worker resumes from.
 //! It must never hold a byte that was not checked when it came from a disk.
 
+use super::options::{Options, Placement, Report};
 use super::pool::HostPool;
-use super::restore::{Options, Placement, Report};
 use super::ring::Cancel;
 use crate::buffer::{HostBuffer, is_zero};
 use crate::device::{CopyQueue, Device, Va, Work, WorkKind};

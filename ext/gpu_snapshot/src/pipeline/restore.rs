@@ -2,92 +2,35 @@
 //! It must never report success unless every chunk was checked and copied.
 
 use super::batch;
-use super::plan::Plan;
+use super::gather::Gather;
+use super::options::{Backend, Options, Placement, Report};
+use super::plan::{Part, Plan};
 use super::ring::{Cancel, Ring};
 use crate::buffer::HostBuffer;
-use crate::device::{Completion, CopyQueue, Device, Va, Work, WorkKind};
+use crate::device::{Completion, CopyQueue, Device, Work, WorkKind};
 use crate::error::BadChunk;
-use crate::image::Snapshot;
+use crate::image::{PartRead, Snapshot};
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where a region goes: device memory that is mapped there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// The region.
-    pub region_id: u32,
-    /// Its first byte's address.
-    pub va: Va,
-}
+/// What came of reading a part, or why it could not be read.
+pub(super) type Came = std::result::Result<PartRead, String>;
 
-/// Who asks the kernel for a snapshot's bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// Threads that call `pread`: works everywhere.
-    #[default]
-    Pread,
-    /// One thread with io_uring: deeper queues, fewer system calls. Where the kernel refuses it,
-    /// or a segment has no descriptor, `Pread` does the work; the report tells.
-    Uring,
-}
-
-/// How a job runs.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Threads that read and check; each has at most one read under way. For `Pread`.
-    pub readers: usize,
-    /// Who reads.
-    pub backend: Backend,
-    /// How long a single copy may take before the device counts as hung.
-    pub copy_timeout: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            readers: 5,
-            backend: Backend::default(),
-            copy_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What a restore did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Chunks restored, zero and repeated ones included.
-    pub chunks: u64,
-    /// Reads from the disk.
-    pub reads: u64,
-    /// System calls for them.
-    pub read_calls: u64,
-    /// Who made them.
-    pub backend: Backend,
-    /// Bytes read from the disk.
-    pub bytes_read: u64,
-    /// Bytes copied to the device.
-    pub bytes_copied: u64,
-    /// Bytes zeroed on the device.
-    pub bytes_zeroed: u64,
-    /// Whether the reads went past the page cache.
-    pub direct: bool,
-    /// From the call to the first finished copy.
-    pub first_copy: Duration,
-    /// From the call to its end.
-    pub elapsed: Duration,
-}
-
-/// The system calls that a sound chunk took, or why it is bad.
-pub(super) type Checked = std::result::Result<u64, String>;
-
-pub(super) struct State<'a> {
-    pub(super) free: &'a mut Vec<HostBuffer>,
+pub(super) struct State {
+    /// Parts of the ring that nobody uses; the one that has rested longest is used next. Memory
+    /// that was checked a moment ago is still in this processor's cache, and a disk, or the host
+    /// of a virtual machine, that writes there has to take it from the cache first: on the
+    /// measured machine reads into such memory took up to twice as long.
+    pub(super) free: VecDeque<HostBuffer>,
+    /// Index of the next part to read.
+    next: usize,
     /// Copies given to the queue.
     pub(super) in_flight: usize,
-    /// Reads whose chunks are neither copied nor found bad.
+    /// Parts that are neither copied nor found bad.
     left: usize,
+    gather: Gather,
     pub(super) bad: Vec<BadChunk>,
     /// Why everything stops; the first reason wins.
     pub(super) fatal: Option<Error>,
@@ -101,9 +44,7 @@ pub(super) struct Engine<'a> {
     pub(super) queue: &'a dyn CopyQueue,
     pub(super) cancel: &'a Cancel,
     started: Instant,
-    /// Index of the next read in the plan.
-    pub(super) next: AtomicUsize,
-    state: Mutex<State<'a>>,
+    state: Mutex<State>,
     /// A slot came back, or everything stops.
     slot_free: Condvar,
     /// A copy was submitted, a read is done with, or everything stops.
@@ -111,63 +52,87 @@ pub(super) struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<'a>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn stop(&self, state: &mut State<'_>, why: Error) {
+    pub(super) fn stop(&self, state: &mut State, why: Error) {
         state.fatal.get_or_insert(why);
         self.slot_free.notify_all();
         self.progress.notify_all();
     }
 
-    /// A reader's life: take a read, take a slot, fill it, check it, hand it to the device.
+    /// A reader's life: take a slot and a part to read, fill it, check it, hand it on.
     fn read_all(&self) {
-        while let Some(first) = self
-            .plan
-            .reads
-            .get(self.next.fetch_add(1, Ordering::Relaxed))
-        {
-            if self.cancel.is_cancelled() {
-                self.stop(&mut self.lock(), Error::Cancelled);
-            }
-            let Some(mut slot) = self.take_slot() else {
+        loop {
+            let none = |state: &mut State| {
+                state.free.is_empty() && state.fatal.is_none() && self.is_left(state)
+            };
+            let waited = self.slot_free.wait_while(self.lock(), none);
+            let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+            let Some((part, mut slot)) = self.take_part(&mut state) else {
                 return;
             };
-            let record = self.plan.steps[*first].record;
-            let read = self.snapshot.read_chunk(record, slot.bytes_mut());
-            self.hand_on(*first, slot, read);
+            drop(state);
+            let Part { offset, len, .. } = self.plan.parts[part];
+            let bytes = &mut slot.bytes_mut()[..len];
+            let record = self.plan.record_of(part);
+            let read = self.snapshot.read_part(record, offset, bytes, 0);
+            self.hand_on(part, slot, read);
         }
     }
 
-    /// A read has ended: its chunk goes to the device, or is noted as bad.
-    pub(super) fn hand_on(&self, first: usize, slot: HostBuffer, read: Checked) {
+    fn is_left(&self, state: &State) -> bool {
+        state.next < self.plan.parts.len()
+    }
+
+    /// The next part to read and a slot for it; `None` when there is none, or everything stops.
+    /// Both at once: so parts get slots in the order of the disk, and a chunk that has begun is
+    /// never short of slots for ever.
+    pub(super) fn take_part(&self, state: &mut State) -> Option<(usize, HostBuffer)> {
+        if self.cancel.is_cancelled() {
+            self.stop(state, Error::Cancelled);
+        }
+        if state.fatal.is_some() || !self.is_left(state) {
+            return None;
+        }
+        let slot = state.free.pop_front()?;
+        let part = state.next;
+        state.next += 1;
+        if !self.is_left(state) {
+            // Nobody has to wait for a slot any more.
+            self.slot_free.notify_all();
+        }
+        Some((part, slot))
+    }
+
+    /// A part was read. With the last one of a chunk, the chunk goes to the device or is bad.
+    pub(super) fn hand_on(&self, part: usize, slot: HostBuffer, read: Came) {
         let mut state = self.lock();
-        match read {
-            Ok(calls) => state.read_calls += calls,
-            Err(why) => self.report_bad(&mut state, first, &why),
+        let state = &mut *state;
+        state.read_calls += read.as_ref().map_or(0, |read| read.calls);
+        let checksum = read.map(|read| read.crc);
+        if !state.gather.put(self.plan, part, slot, checksum) {
+            return;
         }
-        if state.bad.is_empty() && state.fatal.is_none() {
-            self.submit(&mut state, first, slot);
-        } else {
-            self.finish_read(&mut state, slot);
+        let read = self.plan.parts[part].read;
+        if let Err(why) = state.gather.judge(self.snapshot, self.plan, read) {
+            self.report_bad(state, self.plan.reads[read], &why);
         }
-    }
-
-    /// `None` when everything stops.
-    fn take_slot(&self) -> Option<HostBuffer> {
-        let none = |state: &mut State<'_>| state.free.is_empty() && state.fatal.is_none();
-        let waited = self.slot_free.wait_while(self.lock(), none);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
-        if state.fatal.is_some() {
-            None
-        } else {
-            state.free.pop()
+        for part in self.plan.parts_of(read) {
+            let Some(slot) = state.gather.take(part) else {
+                continue;
+            };
+            if state.bad.is_empty() && state.fatal.is_none() {
+                self.submit(state, self.plan.reads[read], part, slot);
+            } else {
+                self.finish_part(state, slot);
+            }
         }
     }
 
     /// Every chunk that shares the bytes is bad.
-    fn report_bad(&self, state: &mut State<'_>, first: usize, why: &str) {
+    fn report_bad(&self, state: &mut State, first: usize, why: &str) {
         for step in &self.plan.steps[first..] {
             state
                 .bad
@@ -178,14 +143,16 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn submit(&self, state: &mut State<'_>, index: usize, slot: HostBuffer) {
-        let step = &self.plan.steps[index];
-        let (kind, tag) = (WorkKind::ToDevice, index as u64);
+    fn submit(&self, state: &mut State, step: usize, part: usize, slot: HostBuffer) {
+        let (va, len) = self.plan.target(step, part);
+        if len == 0 {
+            return self.finish_part(state, slot);
+        }
         let work = Work {
-            kind,
-            va: step.va,
-            len: step.len,
-            tag,
+            kind: WorkKind::ToDevice,
+            va,
+            len,
+            tag: (step as u64) << 32 | part as u64,
             buffer: Some(slot),
         };
         match self.queue.submit(work) {
@@ -198,8 +165,8 @@ impl<'a> Engine<'a> {
         self.progress.notify_one();
     }
 
-    fn finish_read(&self, state: &mut State<'_>, slot: HostBuffer) {
-        state.free.push(slot);
+    fn finish_part(&self, state: &mut State, slot: HostBuffer) {
+        state.free.push_back(slot);
         state.left -= 1;
         self.slot_free.notify_one();
         self.progress.notify_one();
@@ -208,9 +175,8 @@ impl<'a> Engine<'a> {
     /// The calling thread's part: takes finished copies in until nothing is left or all stops.
     fn reap_all(&self, timeout: Duration) {
         loop {
-            let idle = |state: &mut State<'_>| {
-                state.in_flight == 0 && state.left > 0 && state.fatal.is_none()
-            };
+            let idle =
+                |state: &mut State| state.in_flight == 0 && state.left > 0 && state.fatal.is_none();
             let waited = self.progress.wait_while(self.lock(), idle);
             let state = waited.unwrap_or_else(PoisonError::into_inner);
             let in_flight = state.in_flight;
@@ -239,7 +205,8 @@ impl<'a> Engine<'a> {
         let mut state = self.lock();
         state.in_flight -= 1;
         state.first_copy.get_or_insert(self.started.elapsed());
-        let index = completion.tag as usize;
+        let (step, part) = (completion.tag >> 32, completion.tag & u64::from(u32::MAX));
+        let (step, part) = (step as usize, part as usize);
         if let Err(why) = completion.result {
             state.free.extend(completion.buffer);
             return self.stop(&mut state, why);
@@ -248,10 +215,10 @@ impl<'a> Engine<'a> {
             let why = Error::Invalid("the queue lost a buffer".into());
             return self.stop(&mut state, why);
         };
-        if self.plan.steps[index].more && state.fatal.is_none() {
-            self.submit(&mut state, index + 1, slot);
+        if self.plan.steps[step].more && state.fatal.is_none() {
+            self.submit(&mut state, step + 1, part, slot);
         } else {
-            self.finish_read(&mut state, slot);
+            self.finish_part(&mut state, slot);
         }
     }
 }
@@ -293,14 +260,17 @@ pub fn restore(
 ) -> Result<Report> {
     let started = Instant::now();
     ring.check(snapshot.slot_len())?;
-    let plan = Plan::new(snapshot, placements)?;
-    let depth = ring.usable();
+    let part_len = ring.part_len(options.part_len);
+    let plan = Plan::new(snapshot, placements, part_len)?;
+    let depth = ring.usable() * (ring.slot_len() / part_len);
     let queue = device.open_queue(depth)?;
     zero(&*queue, depth, &plan, options.copy_timeout)?;
     let state = State {
-        free: &mut ring.free,
+        free: ring.lend(part_len).into(),
+        next: 0,
         in_flight: 0,
-        left: plan.reads.len(),
+        left: plan.parts.len(),
+        gather: Gather::new(&plan),
         bad: Vec::new(),
         fatal: None,
         read_calls: 0,
@@ -312,7 +282,6 @@ pub fn restore(
         queue: &*queue,
         cancel,
         started,
-        next: AtomicUsize::new(0),
         state: Mutex::new(state),
         slot_free: Condvar::new(),
         progress: Condvar::new(),
@@ -326,16 +295,16 @@ pub fn restore(
         Some(reads) => batch::read_all(&engine, reads, options.copy_timeout),
         None => read_with_threads(&engine, depth, options),
     }
-    let state = engine
-        .state
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
+    let state = engine.state.into_inner();
+    let mut state = state.unwrap_or_else(PoisonError::into_inner);
+    let free = std::mem::take(&mut state.free).into_iter();
+    ring.take_back(free.chain(state.gather.take_rest()).collect());
     finish(snapshot, &plan, placements, state, backend, started)
 }
 
 fn read_with_threads(engine: &Engine<'_>, depth: usize, options: Options) {
     std::thread::scope(|scope| {
-        let readers = options.readers.clamp(1, depth).min(engine.plan.reads.len());
+        let readers = options.readers.clamp(1, depth).min(engine.plan.parts.len());
         for _ in 0..readers {
             scope.spawn(|| engine.read_all());
         }
@@ -348,7 +317,7 @@ fn finish(
     snapshot: &Snapshot,
     plan: &Plan,
     placements: &[Placement],
-    state: State<'_>,
+    state: State,
     backend: Backend,
     started: Instant,
 ) -> Result<Report> {

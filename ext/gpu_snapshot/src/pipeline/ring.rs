@@ -1,7 +1,7 @@
 //! The ring of pinned slots that every transfer of a device goes through.
 //! It must never be made for one job: pinning is slow, so a ring lives as long as its device.
 
-use crate::buffer::HostBuffer;
+use crate::buffer::{HostBuffer, PAGE};
 use crate::device::Device;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -38,6 +38,38 @@ impl Ring {
             self.free.push(slot);
         }
         Ok(())
+    }
+
+    /// Bytes of a part: `wanted` where that divides the slots, otherwise a whole slot.
+    pub(super) fn part_len(&self, wanted: usize) -> usize {
+        let divides = wanted.is_multiple_of(PAGE) && wanted > 0;
+        if divides && self.slot_len.is_multiple_of(wanted) {
+            wanted
+        } else {
+            self.slot_len
+        }
+    }
+
+    /// All slots that can be used now, cut into parts of `part_len` bytes.
+    pub(super) fn lend(&mut self, part_len: usize) -> Vec<HostBuffer> {
+        let slots = self.free.drain(..);
+        slots.flat_map(|slot| slot.split(part_len)).collect()
+    }
+
+    /// Makes slots of the parts again. A slot that lacks one, which a device that hung has not
+    /// given back, is dropped: `refill` replaces it.
+    pub(super) fn take_back(&mut self, mut parts: Vec<HostBuffer>) {
+        parts.sort_by_key(|part| part.bytes().as_ptr());
+        let mut slots: Vec<HostBuffer> = Vec::with_capacity(self.slots);
+        for part in parts {
+            let apart = match slots.last_mut() {
+                Some(slot) => slot.unsplit(part).err(),
+                None => Some(part),
+            };
+            slots.extend(apart);
+        }
+        slots.retain(|slot| slot.len() == self.slot_len);
+        self.free.extend(slots);
     }
 
     /// Slots that can be used now.

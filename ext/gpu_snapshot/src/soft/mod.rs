@@ -329,7 +329,7 @@ impl Device for SoftDevice {
     }
 
     fn pin(&self, buffer: &mut HostBuffer) -> Result<()> {
-        buffer.set_pin(Box::new(()));
+        buffer.set_pin(Arc::new(()));
         Ok(())
     }
 

@@ -71,9 +71,13 @@ pub fn ring(device: &SoftDevice) -> Ring {
     Ring::new(device, 4, CHUNK as usize).unwrap()
 }
 
+/// Bytes of a read: a quarter of a chunk.
+pub const PART: usize = CHUNK as usize / 4;
+
 pub fn options() -> Options {
     Options {
         readers: 2,
+        part_len: PART,
         backend: Backend::default(),
         copy_timeout: Duration::from_secs(30),
     }
