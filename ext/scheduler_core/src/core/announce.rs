@@ -37,14 +37,10 @@ impl Roll {
         !self.complete || !self.unheard.is_empty() || self.is_claimed(pod_id)
     }
 
-    /// Whether an announcement may still be accepted.
-    fn is_open(&self) -> bool {
-        !self.unheard.is_empty() || !self.claims.is_empty()
-    }
-
-    /// A lease is given back, known or not.
+    /// A lease is given back, known or not. It matters while somebody is waited for, which ends
+    /// when leases do.
     pub(super) fn returns(&mut self, lease_id: u64) {
-        if self.is_open() {
+        if !self.unheard.is_empty() {
             self.returned.insert(lease_id);
         }
     }
@@ -87,7 +83,7 @@ impl Core {
             self.release_confirmed(now_ms);
             self.settle(now_ms);
         }
-        if !self.roll.is_open() {
+        if self.roll.unheard.is_empty() {
             self.roll.returned.clear();
         }
     }
