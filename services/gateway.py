@@ -21,12 +21,13 @@ from granian.errors import FatalError
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from inferx import health, telemetry
+from inferx import health
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway.app import DRAIN_MS, Gateway, listen_host
 from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
+from services import begin
 
 _SOCKET_PATH_BYTES_MAX = 100  # the system's limit is 107
 # As the data plane's own listener has them.
@@ -138,7 +139,7 @@ def _control_socket(data_dir: Path) -> Path:
 
 def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
-    telemetry.setup_logging("gateway", config.log_format, config.log_level)
+    begin("gateway", config)
     try:
         tls.use(config.service_tls)
         uvloop.run(main(config))

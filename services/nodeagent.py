@@ -11,12 +11,12 @@ from pathlib import Path
 
 import uvloop
 
-from inferx import telemetry
 from inferx.agent import service
 from inferx.config import NodeConfig, environment
 from inferx.errors import InferxError
 from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
+from services import begin
 
 STOP_PODS = "INFERX_STOP_PODS"
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
 
 def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
-    telemetry.setup_logging("nodeagent", config.log_format, config.log_level)
+    begin("nodeagent", config)
     try:
         tls.use(config.service_tls)
         uvloop.run(main(config))

@@ -10,11 +10,12 @@ import logging
 
 import uvloop
 
-from inferx import health, scheduler, telemetry
+from inferx import health, scheduler
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
+from services import begin
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
 
 def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve or lead."""
-    telemetry.setup_logging("scheduler", config.log_format, config.log_level)
+    begin("scheduler", config)
     try:
         tls.use(config.service_tls)
         uvloop.run(main(config))

@@ -10,11 +10,12 @@ import logging
 
 import uvloop
 
-from inferx import health, statesvc, telemetry
+from inferx import health, statesvc
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
+from services import begin
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ async def main(config: NodeConfig, stop: asyncio.Event | None = None) -> None:
 
 def run(config: NodeConfig) -> int:
     """The process's exit status: 0 after an orderly stop, 1 when it could not serve."""
-    telemetry.setup_logging("statesvc", config.log_format, config.log_level)
+    begin("statesvc", config)
     try:
         tls.use(config.service_tls)
         uvloop.run(main(config))

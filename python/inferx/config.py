@@ -90,11 +90,11 @@ def load(path: Path | None, env: Mapping[str, str] | None = None) -> NodeConfig:
     document: Any = {}
     if path is not None:
         try:
-            document = codec.parse_json(path.read_bytes())
+            document = codec.parse_json(path.read_bytes(), str(path))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
         except BadRequest as error:
-            raise ConfigError(f"{path}: {error.message}") from error
+            raise ConfigError(error.message) from error
         if not isinstance(document, dict):
             raise ConfigError(f"{path}: expected a JSON object")
         document = _expand(document, "", env, origin)

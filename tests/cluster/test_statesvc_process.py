@@ -25,7 +25,7 @@ MAIN = (
 class Process:
     """One state service on a folder."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, **entries: object) -> None:
         self.port = port or free_port()
         folder.mkdir(exist_ok=True)
         self._config = folder / f"node-{self.port}.json"
@@ -36,6 +36,7 @@ class Process:
                     "dataDir": str(folder),
                     "logFormat": "json",
                     "auditdbAddr": "postgresql://audit:hunter2@db/audit",
+                    **entries,
                 }
             )
         )
@@ -109,6 +110,14 @@ async def test_a_second_one_on_the_same_folder_says_so(service: Process, tmp_pat
     message = json.loads(second.log[-1])["message"]
     assert "in use by another process" in message
     assert str(service.process.pid) in message
+
+
+async def test_it_says_which_entries_have_no_effect(tmp_path: Path) -> None:
+    started = await Process(tmp_path, dataDirr="/elsewhere").start()
+    assert await started.end(signal.SIGTERM) == 0
+    first = json.loads(started.log[0])
+    message = "configuration: dataDirr: unknown field, kept but without effect"
+    assert (first["level"], first["message"]) == ("warning", message)
 
 
 async def test_a_taken_port_is_named(service: Process, tmp_path: Path) -> None:

@@ -220,3 +220,9 @@ def test_a_cluster_that_is_not_there() -> None:
     assert result.exit_code == 1
     assert "FAIL  gateway" in result.output
     assert "--server" in result.output
+
+
+def test_entries_without_effect_are_named(machine: Made, settings: NodeConfig) -> None:
+    odd = replace(settings, warnings=("dataDirr: unknown field",))
+    found = one(node(machine, odd), "configuration")
+    assert (found.level, found.found) == ("warn", "dataDirr: unknown field")

@@ -21,26 +21,27 @@ DEPTH_MAX = 100
 Lookup = Callable[[Key], "Object[Any] | None"]
 
 
-def parse_json(data: bytes | str) -> Any:
-    """`data` as JSON; duplicate keys, NaN and over-long input are refused with `BadRequest`."""
+def parse_json(data: bytes | str, what: str = "manifest") -> Any:
+    """`data` as JSON; duplicate keys, NaN and over-long input are refused with `BadRequest`, which
+    names `what` it was."""
     if len(data) > MANIFEST_BYTES_MAX:
-        raise BadRequest(f"manifest: larger than {MANIFEST_BYTES_MAX} bytes")
+        raise BadRequest(f"{what}: larger than {MANIFEST_BYTES_MAX} bytes")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in items:
             if name in found:
-                raise BadRequest(f"manifest: field {name!r} is given twice in one object")
+                raise BadRequest(f"{what}: field {name!r} is given twice in one object")
             found[name] = value
         return found
 
     def constant(name: str) -> None:
-        raise BadRequest(f"manifest: {name} is not JSON")
+        raise BadRequest(f"{what}: {name} is not JSON")
 
     def number(text: str) -> float:
         value = float(text)
         if math.isinf(value):
-            raise BadRequest(f"manifest: {text} is too large a number")
+            raise BadRequest(f"{what}: {text} is too large a number")
         return value
 
     try:
@@ -48,21 +49,21 @@ def parse_json(data: bytes | str) -> Any:
         value = json.loads(
             text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number
         )
-        _check_depth(text, value)
+        _check_depth(text, value, what)
         if "\\ud" in text.lower():  # an escape may stand for half a character, which is no text
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError as error:
-        raise BadRequest("manifest: a \\u escape is half of a surrogate pair") from error
+        raise BadRequest(f"{what}: a \\u escape is half of a surrogate pair") from error
     except UnicodeDecodeError as error:
-        raise BadRequest(f"manifest: not UTF-8 text (byte {error.start})") from error
+        raise BadRequest(f"{what}: not UTF-8 text (byte {error.start})") from error
     except RecursionError as error:
-        raise BadRequest("manifest: nested too deeply") from error
+        raise BadRequest(f"{what}: nested too deeply") from error
     except ValueError as error:
-        raise BadRequest(f"manifest: not JSON: {error}") from error
+        raise BadRequest(f"{what}: not JSON: {error}") from error
 
 
-def _check_depth(text: str, value: Any) -> None:
+def _check_depth(text: str, value: Any, what: str) -> None:
     """Refuse what nests so deeply that later steps could not walk it."""
     if text.count("{") + text.count("[") <= DEPTH_MAX:
         return
@@ -76,7 +77,7 @@ def _check_depth(text: str, value: Any) -> None:
         ]
         if not level:
             return
-    raise BadRequest(f"manifest: nested too deeply, more than {DEPTH_MAX} levels")
+    raise BadRequest(f"{what}: nested too deeply, more than {DEPTH_MAX} levels")
 
 
 def parse_manifest(data: bytes | str | Mapping[str, Any]) -> tuple[Object[Any], list[str]]:

@@ -202,6 +202,7 @@ async def serve(addr: str, registrations: Iterable[Registration]) -> Server:
     `lambda server: add_IxMetaServiceServicer_to_server(servicer, server)`.
     Raises `Unavailable` naming the address when it is taken.
     """
+    taken = f"cannot listen on {addr}: is it in use, or not an address of this machine?"
     server = _new(_names_in_certificate, registrations)
     try:
         credentials = tls.server_credentials()
@@ -210,9 +211,11 @@ async def serve(addr: str, registrations: Iterable[Registration]) -> Server:
         else:
             port = server.add_secure_port(addr, credentials)
     except RuntimeError as error:
-        raise Unavailable(f"cannot listen on {addr}: is it in use?") from error
+        raise Unavailable(
+            f"cannot listen on {addr}: is it in use, or another machine's?"
+        ) from error
     if port == 0:
-        raise Unavailable(f"cannot listen on {addr}: is it in use?")
+        raise Unavailable(taken)
     await server.start()
     return Server(server, port)
 

@@ -13,7 +13,7 @@ import click
 from inferx import config
 from inferx.cli.client import Gateway
 from inferx.cli.doctor import cluster, gpu, kernel, runtime, storage
-from inferx.cli.doctor.machine import Finding, Machine
+from inferx.cli.doctor.machine import Finding, Machine, warn
 from inferx.cli.options import output_option, server_option
 from inferx.cli.output import emit
 
@@ -53,6 +53,8 @@ def doctor(
 
 def node(machine: Machine, settings: config.NodeConfig) -> Iterator[Finding]:
     """All findings about one machine, in the order in which they should be dealt with."""
+    for warning in settings.warnings:
+        yield warn("configuration", warning, "correct the entry, or leave it out")
     yield from kernel.check(machine, settings)
     yield from gpu.check(machine)
     yield from runtime.check(machine, settings)
