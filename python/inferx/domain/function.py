@@ -19,10 +19,10 @@ STANDBY_TIERS = ("File", "Mem", "Blob")
 class GpuRequest:
     """GPUs of one worker; `vram_mb` is per GPU."""
 
-    type: str = "Any"
+    type: str = "Any"  # as the node names its GPUs
     count: int = 0
     vram_mb: int = 0
-    context_count: int = 0
+    context_count: int = 0  # CUDA contexts on each GPU; each takes the node's overhead (0 = one)
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Resources:
 
     cpu_millis: int
     mem_mb: int
-    ready_mem_mb: int = 0
-    cache_mem_mb: int = 0
+    ready_mem_mb: int = 0  # in place of `mem_mb` while it is parked (0 = the same)
+    cache_mem_mb: int = 0  # of the node's cache memory, also while it is parked
     gpu: GpuRequest | None = None
 
 
@@ -40,34 +40,34 @@ class Resources:
 class Endpoint:
     """Where a worker listens, and how to tell that it is ready."""
 
-    port: int = 8000
-    schema: str = "Http"
+    port: int = 8000  # in a container; a plain process is given a free one as $PORT
+    schema: str = "Http"  # of the probe; calls come over HTTP
     probe: str = "/health"
-    probe_timeout_ms: int = 1000
-    probe_type: str = "HealthCheck"
+    probe_timeout_ms: int = 1000  # of one try
+    probe_type: str = "HealthCheck"  # or Prompt: the first probe is the sample query
 
 
 @dataclass(frozen=True)
 class SampleQuery:
     """A call that a healthy worker answers; also used as the `Prompt` probe."""
 
-    api_type: str = ""
-    path: str = ""
+    api_type: str = ""  # kept, without effect; as `prompts` and `data_url`
+    path: str = ""  # also what `inferx call` calls without --path
     prompt: str = ""
     prompts: tuple[str, ...] = ()
-    body: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any] = field(default_factory=dict)  # its `model` is the server's own name
     image_url: str = ""
     data_url: str = ""
-    loading_timeout_s: int = 90
+    loading_timeout_s: int = 90  # from the start of a worker to its first good probe
 
 
 @dataclass(frozen=True)
 class Standby:
-    """Tier of each kind of memory while a worker is parked."""
+    """Where a parked worker's memory is kept: docs/workers.md."""
 
     gpu: str = "File"
-    pageable: str = "File"
-    pinned: str = "File"
+    pageable: str = "File"  # kept, without effect: host memory stays where it is
+    pinned: str = "File"  # the same
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,8 @@ def _read_endpoint(spec: Fields) -> Endpoint:
         ),
         probe_type=fields.choice("probetype", ("HealthCheck", "Prompt"), default.probe_type),
     )
+    if endpoint.schema == "Https":
+        fields.warnings.append(f"{fields.at('schema')}: Https is for the probe; calls are HTTP")
     fields.finish()
     return endpoint
 

@@ -25,14 +25,23 @@ class FuncPolicy:
     """How a function scales and queues. Times are milliseconds here, seconds in JSON."""
 
     min_replica: int = 0
+    """Workers that are kept running though nobody calls."""
     max_replica: int = 1
+    """Workers that run at a time; parked ones do not count."""
     standby_per_node: int = 1
+    """Parked workers that a node keeps; beyond that an idle worker is ended."""
     parallel: int = 50
+    """Calls that one worker serves at a time."""
     queue_len: int = 100
+    """Calls that may wait at a gateway; the next one gets 429."""
     queue_timeout_ms: int = 30_000
+    """How long a call waits for a worker."""
     wait_ratio: float = 0.1
+    """Another worker is started when more calls wait than this part of the running slots."""
     scalein_timeout_ms: int = 1_000
+    """How long a gateway keeps a worker that it does not call."""
     graph_sync: bool = False
+    """Kept for manifests that have it, without effect; as `nvidia_replica`."""
     nvidia_replica: int = 0
 
     def to_raw(self) -> dict[str, Any]:
@@ -67,13 +76,19 @@ class TenantLimit:
 
     max_funccount: int | None = None
     allow_mem_standby: bool = True
+    """Whether its idle workers may be parked."""
     min_replica_cap: int | None = None
+    """What any function's `min_replica` counts for at most."""
     max_replica: int | None = None
+    """Workers that run at a time, over all of its functions."""
     max_gpu: int | None = None
+    """GPUs in use, shares added up."""
     max_standby: int | None = None
+    """Parked workers."""
     max_queue_len: int | None = None
+    """What any function's `queue_len` counts for at most."""
     max_request_rate: float | None = None
-    """Calls in a second, at each gateway."""
+    """Calls in a second, over all gateways; so are the next two."""
     max_concurrency: int | None = None
     max_tokens_per_minute: int | None = None
     priority: int = 0
