@@ -171,7 +171,7 @@ bench-scale: build ## 10k functions and 1k simulated agents: known, and served a
 
 .PHONY: soak-park
 soak-park: build ## a thousand parkings of a container: memory and descriptors stay flat (root)
-	PARK_CYCLES=1000 $(PY) -m pytest -q tests/cluster/test_snapshot_crash.py -k flat
+	PARK_CYCLES=1000 $(PY) -m pytest -q -s tests/cluster/test_snapshot_crash.py -k flat
 
 .PHONY: gpu-check
 gpu-check: build ## everything of the CudaDevice on an NVIDIA GPU, as JSON; ARGS=...; exits with 3 without one

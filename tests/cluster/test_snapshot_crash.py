@@ -141,6 +141,8 @@ async def test_memory_and_descriptors_stay_flat_over_parking(tmp_path: Path) -> 
         assert (await node.worker("p1", "/count")).json()["count"] == 1
         assert first is not None
         descriptors, memory_kib = _held()
+        held = {"descriptors": [first[0], descriptors], "rss_kib": [first[1], memory_kib]}
+        print(json.dumps({"cycles": PARK_CYCLES, **held}))  # seen by `make soak-park`
         assert descriptors <= first[0] + 2
         assert memory_kib <= first[1] + 10_000
     assert leftovers(tmp_path) == []

@@ -144,3 +144,12 @@ async def test_a_node_whose_memory_does_not_add_up_gets_nothing(cluster: Cluster
     await cluster.lease("f")
     assert await seen() == []
     await reader.close()
+
+
+def test_a_ledger_is_judged_by_the_pods_that_it_counts() -> None:
+    pods = {"a": 7, "b": 9}
+    assert reconcile.is_accounted(10, pods, None)
+    assert not reconcile.is_accounted(8, pods, None), "b has changed since"
+    assert not reconcile.is_accounted(8, pods, {"a": 7, "b": 6})
+    assert reconcile.is_accounted(8, pods, dict(pods)), "long enough ago"
+    assert reconcile.is_accounted(1, {}, None)

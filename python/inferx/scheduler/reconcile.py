@@ -70,6 +70,7 @@ class Reconciler:
         self._findings = Findings()
         self._audited = 0.0
         self._suspicion: dict[str, int] = {}
+        self._revisions: dict[str, dict[str, int]] = {}  # of each node's pods at the last audit
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -155,7 +156,8 @@ class Reconciler:
         for link in self._links.all():
             if not link.pods.connected:
                 continue
-            before = {obj.meta.name: obj.revision for obj in link.pods.list()}
+            before = _revisions(link)
+            last, self._revisions[link.name] = self._revisions.get(link.name), before
             try:
                 node = await _node_of(link)
             except InferxError as error:
@@ -163,8 +165,8 @@ class Reconciler:
                 continue
             pods = link.pods.list()
             at_rest = all(obj.spec.status.state in _AT_REST for obj in pods)
-            if at_rest and before == {obj.meta.name: obj.revision for obj in pods}:
-                self._judge(link, node, _difference(node, pods))
+            if at_rest and before == _revisions(link) and is_accounted(node.revision, before, last):
+                self._judge(link, node.spec, _difference(node.spec, pods))
 
     def _judge(self, link: NodeLink, node: Node, differs: str) -> None:
         rounds = self._suspicion.get(link.name, 0) + 1 if differs else 0
@@ -180,12 +182,23 @@ class Reconciler:
             self._show_node(link.name, None)
 
 
-async def _node_of(link: NodeLink) -> Node:
+def _revisions(link: NodeLink) -> dict[str, int]:
+    return {obj.meta.name: obj.revision for obj in link.pods.list()}
+
+
+def is_accounted(node: int, pods: dict[str, int], last: dict[str, int] | None) -> bool:
+    """Whether a node of this revision counts what its pods of these revisions hold. An agent shows
+    its ledger a moment after its pods, and does not show it again when it is the same; so what has
+    not changed since the audit before (`last`) is accounted for, too."""
+    return pods == last or node > max(pods.values(), default=0)
+
+
+async def _node_of(link: NodeLink) -> Object[Node]:
     request = pb.GetRequestMessage(
         obj_type="node", tenant="system", namespace="system", name=link.name
     )
     answer = await client.call(link.view.Get, request, 2.0)
-    found: Node = convert.from_proto(answer.obj).spec
+    found: Object[Node] = convert.from_proto(answer.obj)
     return found
 
 

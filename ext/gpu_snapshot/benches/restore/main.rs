@@ -21,7 +21,7 @@ use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -95,10 +95,10 @@ fn run(root: &Path, mib: usize, rounds: usize) -> Outcome<()> {
         .map(|case| Ring::new(&device, case.slots, SLOT_LEN))
         .collect::<Result<Vec<_>, _>>()?;
     let pool = HostPool::new(&device, mib / 8, SLOT_LEN)?;
-    let mut resident = Resident::read(&snapshot, &pool, &cancel)?;
     let mut disk = Disk::new(&snapshot, mib * MIB)?;
     let mut memory = Memory::new(mib * MIB)?;
     let (mut from_memory, mut copy_cpu) = (Vec::new(), Vec::new());
+    let (mut to_memory, mut read_cpu) = (Vec::new(), Vec::new());
     // Round 0 touches all memory, the device's through both ways of writing, and is not counted.
     for round in 0..=rounds {
         disk.round()?;
@@ -109,14 +109,23 @@ fn run(root: &Path, mib: usize, rounds: usize) -> Outcome<()> {
             case.cpu.push(cpu_time() - before);
         }
         memory.round();
+        let (before, started) = (cpu_time(), Instant::now());
+        let mut resident = Resident::read(&snapshot, &pool, &cancel)?;
+        to_memory.push(Report {
+            elapsed: started.elapsed(),
+            direct: snapshot.direct(),
+            read_calls: snapshot.records().len() as u64,
+            ..Report::default()
+        });
+        read_cpu.push(cpu_time() - before);
         let before = cpu_time();
         from_memory.push(resident.restore(&device, &placements, &cancel, Options::default())?);
         copy_cpu.push(cpu_time() - before);
         if round == 0 {
             disk.forget();
             memory.forget();
-            from_memory.clear();
-            copy_cpu.clear();
+            (from_memory, to_memory) = Default::default();
+            (copy_cpu, read_cpu) = Default::default();
             for case in &mut cases {
                 case.reports.clear();
                 case.cpu.clear();
@@ -128,6 +137,8 @@ fn run(root: &Path, mib: usize, rounds: usize) -> Outcome<()> {
         let cpu = ceiling::median(&mut case.cpu);
         row(case.name, &case.reports, cpu, (&setting, ceiling), mib)?;
     }
+    let cpu = ceiling::median(&mut read_cpu);
+    row("file-to-memory", &to_memory, cpu, (&setting, ceiling), mib)?;
     let (setting, ceiling) = memory.best();
     let cpu = ceiling::median(&mut copy_cpu);
     row(

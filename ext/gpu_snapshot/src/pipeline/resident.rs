@@ -9,7 +9,7 @@ use crate::device::{CopyQueue, Device, Va, Work, WorkKind};
 use crate::image::{Codec, Region, RegionClass, Snapshot, Writer};
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Copies under way at once: enough to keep a copy engine busy.
@@ -90,20 +90,8 @@ impl Resident {
             chunks,
             slots,
         };
-        let mut bad = Vec::new();
-        for (index, slot) in reads.into_iter().zip(resident.slots.iter_mut().flatten()) {
-            if cancel.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            if let Err(why) = snapshot.read_chunk(index, slot.bytes_mut()) {
-                bad.push(snapshot.bad_chunk(index, why));
-            }
-        }
-        if bad.is_empty() {
-            Ok(resident)
-        } else {
-            Err(Error::BadChunks(bad))
-        }
+        read_all(snapshot, &reads, &mut resident.slots, cancel)?;
+        Ok(resident)
     }
 
     /// From the device to host memory. When this returns, the worker may go on or give its memory
@@ -307,6 +295,43 @@ impl Resident {
             }
             error
         })
+    }
+}
+
+/// Fills each slot with its chunk and checks it, several at once, so that the disk is busy while
+/// chunks are checked. All bad chunks are reported.
+fn read_all(
+    snapshot: &Snapshot,
+    reads: &[usize],
+    slots: &mut [Option<HostBuffer>],
+    cancel: &Cancel,
+) -> Result<()> {
+    let left = Mutex::new(reads.iter().zip(slots.iter_mut().flatten()));
+    let bad = Mutex::new(Vec::new());
+    let reader = || {
+        while !cancel.is_cancelled() {
+            let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((index, slot)) = next else { return };
+            if let Err(why) = snapshot.read_chunk(*index, slot.bytes_mut()) {
+                let why = snapshot.bad_chunk(*index, why);
+                bad.lock().unwrap_or_else(PoisonError::into_inner).push(why);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..Options::default().readers.min(reads.len()) {
+            scope.spawn(reader);
+        }
+    });
+    if cancel.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
+    let mut bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
+    bad.sort_by_key(|bad| bad.index);
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::BadChunks(bad))
     }
 }
 
