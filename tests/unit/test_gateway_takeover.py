@@ -84,7 +84,8 @@ async def test_a_lease_without_an_answer_is_asked_of_the_next(up: Platform) -> N
     await stuck(up, "LeaseWorker")
     async with another_leads(up) as other:
         assert (await call).status_code == 200
-        assert len(other.leases) == 1
+        # Once more under its id when an announcement came in between.
+        assert len({lease.request_id for lease in other.leases}) == 1
 
 
 async def test_who_waits_for_news_gets_no_worker_that_is_rejected(
