@@ -103,7 +103,9 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
         await self.granting.wait()
         if self.refusal is not None:
             raise self.refusal
-        number = len(self.leases)
+        # Asked again under its id, a lease is the same.
+        asked = list(dict.fromkeys(lease.request_id for lease in self.leases))
+        number = asked.index(request.request_id) + 1
         return pb.LeaseWorkerResp(
             id=f"pod{number}", hostipaddr=LOOPBACK, hostport=self.worker_port, hostnetwork=True,
             lease_id=str(number), epoch=self.epoch, slots=50, start="cold",
