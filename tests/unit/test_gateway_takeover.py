@@ -123,3 +123,24 @@ async def test_a_lease_that_was_not_announced_is_asked_for_again(up: Platform) -
     assert (await call).status_code == 200
     first, second = up.scheduler.leases
     assert first.request_id == second.request_id
+
+
+async def test_a_lease_that_was_granted_before_leases_lapsed_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = partialmethod(workers.Workers.__init__, heartbeat_s=0.05)
+    monkeypatch.setattr(workers.Workers, "__init__", often)
+    async with RawWorker(echo) as worker, platform(tmp_path) as up:
+        up.scheduler.worker_port = worker.port
+        await up.function()
+        up.scheduler.granting.clear()
+        call = asyncio.create_task(up.http.get(CALL))
+        await until(lambda: up.scheduler.leases, "no lease was asked for")
+        monkeypatch.setattr(workers, "LEASES_LIVE_S", 0.0)
+        beats = up.scheduler.refreshes
+        await until(lambda: up.scheduler.refreshes > beats + 1, "there were no heartbeats")
+        monkeypatch.setattr(workers, "LEASES_LIVE_S", NEVER_S)
+        up.scheduler.granting.set()
+        assert (await call).status_code == 200
+        first, second = up.scheduler.leases
+        assert first.request_id == second.request_id

@@ -89,6 +89,7 @@ class Workers:
         self._epoch = 0
         self._heard = time.monotonic()  # when the last answered heartbeat was sent
         self._announcements = 0
+        self._lapses = 0  # times that no lease was live
         self._tasks: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._news = asyncio.Event()  # something that a heartbeat should tell at once
@@ -197,7 +198,7 @@ class Workers:
                 request_id=request_id,
                 deadline_ms=max(1, round(left_s * 1000)),
             )
-            replaced, announcements = self._link.replaced, self._announcements
+            replaced, begun = self._link.replaced, (self._announcements, self._lapses)
             try:
                 with telemetry.bind(request_id=request_id):
                     answer = await self._link.call("LeaseWorker", request, left_s + 2.0)
@@ -211,8 +212,10 @@ class Workers:
                 continue
             if answer.epoch < self._link.epoch:
                 continue  # granted by a scheduler that has been replaced: it is worth nothing
-            if announcements != self._announcements:
-                continue  # not among what was announced: asked under its id again, if it is live
+            if begun != (self._announcements, self._lapses):
+                # Not among what was announced, or granted before leases ended unnoticed while this
+                # process was frozen: asked for under its id again, which says whether it is live.
+                continue
             if answer.epoch != self._epoch and self.connected.is_set():
                 self._doubt.set()
             slots = answer.slots or (1 if definition is None else definition.parallel)
@@ -329,8 +332,9 @@ class Workers:
         sent = time.monotonic()
         answer = await self._link.call("RefreshGateway", request, _HEARTBEAT_TIMEOUT_S)
         known = {lease.lease_id for lease in self.leases.values()}
-        if known.intersection(answer.ended_lease_ids):
-            self._doubt.set()
+        lapsed = sent - self._heard > LEASES_LIVE_S
+        if known.intersection(answer.ended_lease_ids) or (lapsed and known - {*request.lease_ids}):
+            self._doubt.set()  # after a lapse nothing is used of which the scheduler was not asked
         else:
             self._hear(sent)
         shares = {share.lease_id: share.slots for share in answer.shares}
@@ -346,6 +350,7 @@ class Workers:
     def _hear(self, sent: float) -> None:
         """An answer to what was sent then: the leases that are not dropped live from then on. The
         data plane ends their use by itself, also when this process is frozen meanwhile."""
+        self._lapses += sent - self._heard > LEASES_LIVE_S
         self._heard = sent
         self._proxy.hold_leases(sent + LEASES_LIVE_S - time.monotonic())
 
