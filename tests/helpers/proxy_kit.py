@@ -152,6 +152,8 @@ class RawWorker:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
+        for _ in range(4):  # steps of the loop from an accepted connection to `_on_connection`
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
