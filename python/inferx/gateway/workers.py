@@ -88,8 +88,7 @@ class Workers:
         self._handles = itertools.count(1)
         self._epoch = 0
         self._heard = time.monotonic()  # when the last answered heartbeat was sent
-        self._announcements = 0
-        self._lapses = 0  # times that no lease was live
+        self._turns = 0  # announcements and lapses: a grant from before one may be worth nothing
         self._tasks: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._news = asyncio.Event()  # something that a heartbeat should tell at once
@@ -198,7 +197,7 @@ class Workers:
                 request_id=request_id,
                 deadline_ms=max(1, round(left_s * 1000)),
             )
-            replaced, begun = self._link.replaced, (self._announcements, self._lapses)
+            replaced, turns = self._link.replaced, self._turns
             try:
                 with telemetry.bind(request_id=request_id):
                     answer = await self._link.call("LeaseWorker", request, left_s + 2.0)
@@ -212,7 +211,7 @@ class Workers:
                 continue
             if answer.epoch < self._link.epoch:
                 continue  # granted by a scheduler that has been replaced: it is worth nothing
-            if begun != (self._announcements, self._lapses):
+            if turns != self._turns:
                 # Not among what was announced, or granted before leases ended unnoticed while this
                 # process was frozen: asked for under its id again, which says whether it is live.
                 continue
@@ -299,7 +298,7 @@ class Workers:
                     await self._refresh()
             except InferxError as error:
                 _log.info("the scheduler is not there: %s", error)
-                if time.monotonic() - self._heard > LEASES_LIVE_S:
+                if self._has_lapsed(time.monotonic()):
                     self.drop_all("no scheduler answers, they may be in other hands by now")
                 backoff_s = await self._rest(backoff_s, replaced)
 
@@ -332,8 +331,8 @@ class Workers:
         sent = time.monotonic()
         answer = await self._link.call("RefreshGateway", request, _HEARTBEAT_TIMEOUT_S)
         known = {lease.lease_id for lease in self.leases.values()}
-        lapsed = sent - self._heard > LEASES_LIVE_S
-        if known.intersection(answer.ended_lease_ids) or (lapsed and known - {*request.lease_ids}):
+        unasked = known - {*request.lease_ids} if self._has_lapsed(sent) else set()
+        if known.intersection(answer.ended_lease_ids) or unasked:
             self._doubt.set()  # after a lapse nothing is used of which the scheduler was not asked
         else:
             self._hear(sent)
@@ -347,10 +346,14 @@ class Workers:
         for handle, lease in list(self.leases.items()):
             self._proxy.trim_worker(handle, lease.slots)
 
+    def _has_lapsed(self, now: float) -> bool:
+        return now - self._heard > LEASES_LIVE_S
+
     def _hear(self, sent: float) -> None:
         """An answer to what was sent then: the leases that are not dropped live from then on. The
         data plane ends their use by itself, also when this process is frozen meanwhile."""
-        self._lapses += sent - self._heard > LEASES_LIVE_S
+        if self._has_lapsed(sent):
+            self._turns += 1
         self._heard = sent
         self._proxy.hold_leases(sent + LEASES_LIVE_S - time.monotonic())
 
@@ -372,7 +375,7 @@ class Workers:
 
     async def _announce(self) -> None:
         self._doubt.clear()
-        self._announcements += 1
+        self._turns += 1
         announced = dict(self.leases)
         request = pb.ConnectReq(
             gateway_id=self._gateway_id,
