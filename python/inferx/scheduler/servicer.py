@@ -8,7 +8,7 @@ Must never decide anything.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from inferx.errors import BadRequest, NotFound, Unavailable
@@ -64,20 +64,20 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
         if not self._brain.refresh(request.gateway_id):
             raise NotFound(f"gateway {request.gateway_id} is not connected; announce its leases")
         gateway_id = request.gateway_id
-        self._brain.names(gateway_id, [_lease_id(one) for one in request.lease_ids])
-        holds = self._brain.holds
-        ended = [one for one in request.lease_ids if not holds(gateway_id, _lease_id(one))]
+        ids = {one: _lease_id(one) for one in request.lease_ids}
+        self._brain.names(gateway_id, list(ids.values()))
+        ended = [one for one, number in ids.items() if not self._brain.holds(gateway_id, number)]
         if not ended:  # otherwise it announces everything now
             self._brain.connect(gateway_id)
             self._brain.heard(gateway_id)
         # A gateway that says nothing of slots holds what it was granted.
         for lease_id, slots in zip(request.lease_ids, request.slots, strict=False):
             if lease_id not in ended:
-                self._brain.trim(_lease_id(lease_id), slots)
-        return pb.RefreshGatewayResp(ended_lease_ids=ended, shares=self._shares(request.lease_ids))
+                self._brain.trim(ids[lease_id], slots)
+        return pb.RefreshGatewayResp(ended_lease_ids=ended, shares=self._shares(ids))
 
-    def _shares(self, lease_ids: Iterable[str]) -> list[pb.LeaseShare]:
-        shares = {one: self._brain.share(_lease_id(one)) for one in lease_ids}
+    def _shares(self, ids: Mapping[str, int]) -> list[pb.LeaseShare]:
+        shares = {one: self._brain.share(number) for one, number in ids.items()}
         return [
             pb.LeaseShare(lease_id=one, slots=slots)
             for one, slots in shares.items()
