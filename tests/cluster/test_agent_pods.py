@@ -311,6 +311,21 @@ async def test_bad_pod_ids_are_refused(node: Node, pod_id: str) -> None:
         await call(node.pods.ReadPodLog, pb.ReadPodLogReq(**named(pod_id)))
 
 
+async def test_who_follows_an_empty_log_is_answered_at_once(node: Node) -> None:
+    await node.create("p1")
+    log = node.folder / "pods" / "p1" / "log"
+    await node.worker("p1", "/")
+    os.truncate(log, 0)
+    stream = node.pods.StreamPodLog(pb.ReadPodLogReq(**named("p1"), follow=True))
+    async with asyncio.timeout(10):
+        assert (await stream.read()).log == ""
+        await node.worker("p1", "/marker-of-this-test")
+        seen = (await stream.read()).log
+        while "marker-of-this-test" not in seen:
+            seen += (await stream.read()).log
+    stream.cancel()
+
+
 async def test_a_log_can_be_followed_until_its_pod_ends(node: Node) -> None:
     await node.create("p1")
     stream = node.pods.StreamPodLog(pb.ReadPodLogReq(**named("p1"), tail=1, follow=True))
@@ -345,6 +360,26 @@ async def test_starts_that_want_the_same_victim_do_not_share_its_room(node: Node
     refused = [outcome for outcome in outcomes if isinstance(outcome, NoCapacity)]
     assert len(refused) == 1
     assert node.agent.ledger.used_mb(0) == 9000
+
+
+@pytest.mark.parametrize("part", ["Manager._port_for", "Pod"])
+async def test_a_pod_that_cannot_be_made_leaves_neither_room_nor_id_taken(
+    node: Node, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.create("old", vram_mb=9000)
+
+    def fail(*_: object) -> None:
+        raise StartFailed("this test says so")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"inferx.agent.manager.{part}", fail)
+        with pytest.raises(StartFailed, match="this test says so"):
+            await node.create("p1", vram_mb=9000, terminate=("old",))
+    ledger = node.agent.ledger
+    assert (ledger.held_mb("p1"), ledger.used_mb(0)) == (0, 9000)
+    assert (await node.worker("old", "/")).status_code == 200
+    await node.create("p1", vram_mb=9000, terminate=("old",))
+    assert (ledger.held_mb("p1"), ledger.held_mb("old")) == (9000, 0)
 
 
 async def test_a_seeded_storm_of_requests_never_overfills_a_gpu(node: Node) -> None:

@@ -230,12 +230,26 @@ def test_apply_warns_and_goes_on_after_a_refusal(gateway: StandIn, tmp_path: Pat
     assert "1 of 2 manifests were not applied" in result.stderr
 
 
+def doubled(twice: str) -> str:
+    """YAML whose every line stands for what the line before does, `twice`."""
+    lines = [f"x{number + 1}: &x{number + 1} {twice.format(f'*x{number}')}" for number in range(60)]
+    return "\n".join(["x0: &x0 {a: 1}", *lines])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
         ("m.json", '{"type": }', "m.json: manifest: not JSON"),
         ("m.yaml", "a: [", "m.yaml: not JSON or YAML"),
         ("m.yaml", "a: 1\nb: {c: 1, c: 2}", "field 'c' is given twice"),
+        ("m.yaml", "a: " + "[" * 3000, "nested too deeply, more than 101 levels"),
+        (
+            "m.yaml",
+            "type: tenant\nobject: &a {spec: *a}",
+            "alias 'a' is part of what it stands for",
+        ),
+        ("m.yaml", doubled("[{0}, {0}]"), "aliases stand for more than 100000 values"),
+        ("m.yaml", doubled("{{<<: [{0}, {0}]}}"), "aliases stand for more than 100000 values"),
         ("m.json", json.dumps(function(image=7)), "m.json: object.spec.image"),
         ("m.yaml", yaml.safe_dump_all([TENANT, {"type": "gadget", "name": "x"}]), "document 2"),
         ("m.yaml", "just text", "expected an object with type"),

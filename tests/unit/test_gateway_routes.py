@@ -206,7 +206,8 @@ class FakeAgent(na_pb2_grpc.NodeAgentServiceServicer):
         if request.tail == 99:
             raise StartFailed("no log was kept")
         try:
-            yield pb.ReadPodLogResp(log=f"{request.id} tail {request.tail}\n")
+            empty = request.tail == 98
+            yield pb.ReadPodLogResp(log="" if empty else f"{request.id} tail {request.tail}\n")
             while request.follow:
                 yield pb.ReadPodLogResp(log=await self.more.get())
         finally:
@@ -237,6 +238,11 @@ async def test_logs_are_streamed_from_the_node(up: Platform, tmp_path: Path) -> 
         assert await anext(lines) == "pod1 tail 0\n"
         agent.more.put_nowait("later\n")
         assert await anext(lines) == "later\n"
+    async with asyncio.timeout(10):
+        await agent.left.wait()
+    agent.left.clear()
+    async with asyncio.timeout(10), up.http.stream("GET", f"{path}?follow=true&tail=98") as empty:
+        assert empty.status_code == 200, "the answer begins before there is anything in it"
     async with asyncio.timeout(10):
         await agent.left.wait()
     await server.stop(0)

@@ -61,10 +61,13 @@ class PodLog:
         return f"\nlast lines of its log:\n{shown}" if shown else "; its log is empty"
 
     async def follow(self, lines: int, finished: Callable[[], bool]) -> AsyncIterator[str]:
-        """The tail, then what is appended, until `finished` says that no more will come."""
+        """The tail, then what is appended, until `finished` says that no more will come.
+
+        There is a first piece at once, if only an empty one: whoever passes the log on begins then.
+        """
         start = _size(self.path)
         text = await asyncio.to_thread(self.tail, lines)
-        for first in range(0, len(text), CHUNK_BYTES):
+        for first in range(0, max(1, len(text)), CHUNK_BYTES):
             yield text[first : first + CHUNK_BYTES]
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         while True:

@@ -263,7 +263,19 @@ class Manager:
         per_device_mb = alloc.vram_mb_per_device
         self._tools.ledger.promise(pod_id, devices_of(alloc), per_device_mb, room.ids)
         try:
-            folder.mkdir(mode=0o700)
+            pod = self._new_pod(folder, request, launch)
+        except BaseException:
+            # Nothing is left of it: its room is free again, and its id may be asked for again.
+            self._tools.ledger.release(pod_id)
+            self._tools.ledger.stay(room.ids)
+            raise
+        self._pods[pod.key.id] = pod
+        pod.begin("start", room)
+        return pod
+
+    def _new_pod(self, folder: Path, request: CreateRequest, launch: FunctionSpec) -> Pod:
+        """A pod with a folder of its own; raises with neither there."""
+        try:
             record = records.Record(
                 key=request.key,
                 funcspec=request.funcspec,
@@ -276,14 +288,14 @@ class Manager:
                 purpose=request.purpose,
                 save=request.save,
             )
-            pod = Pod(self._tools, folder, record)
+            folder.mkdir(mode=0o700)
+            try:
+                return Pod(self._tools, folder, record)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
         except OSError as error:
-            self._tools.ledger.release(pod_id)
-            self._tools.ledger.stay(room.ids)
-            raise Unavailable(f"node cannot keep pod {pod_id}: {error}") from error
-        self._pods[pod.key.id] = pod
-        pod.begin("start", room)
-        return pod
+            raise Unavailable(f"node cannot keep pod {request.key.id}: {error}") from error
 
     def _room(self, terminate: Sequence[PodKey], park: Sequence[PodKey], for_id: str) -> Room:
         """The pods that have to leave; raises when one of them may not, before any is touched."""

@@ -20,6 +20,9 @@ from inferx.errors import BadRequest
 SUFFIXES = (".json", ".yaml", ".yml")
 # An object can only be created after those it refers to.
 ORDER = ("tenant", "namespace", "funcpolicy", "function")
+# What the aliases of one YAML document may stand for: a few nested ones are billions of values.
+ALIASED_VALUES_MAX = 100_000
+YAML_DEPTH_MAX = codec.DEPTH_MAX + 1  # one more, for the list that an object may stand in
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,38 @@ def _texts(source: str) -> Iterator[tuple[str, str]]:
 
 
 class _Strict(yaml.SafeLoader):
-    """Refuses what the reader of JSON refuses, too: a field that is given twice."""
+    """Refuses what the reader of JSON refuses, too (a field that is given twice, endless nesting),
+    and aliases that stand for more than anybody means, before their values are made."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._values: dict[yaml.Node, int] = {}  # with those that aliases in it stand for
+        self._aliased = 0
+
+    def compose_document(self) -> yaml.Node | None:
+        self._values, self._aliased = {}, 0
+        return super().compose_document()
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if self._depth >= YAML_DEPTH_MAX:
+            raise _problem(f"nested too deeply, more than {YAML_DEPTH_MAX} levels", event)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None:
+            return None
+        if isinstance(event, yaml.AliasEvent):
+            if node not in self._values:
+                raise _problem(f"alias {event.anchor!r} is part of what it stands for", event)
+            self._aliased += self._values[node]
+            if self._aliased > ALIASED_VALUES_MAX:
+                problem = f"aliases stand for more than {ALIASED_VALUES_MAX} values"
+                raise _problem(problem, event)
+        else:
+            self._values[node] = 1 + sum(self._values[part] for part in _parts(node))
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -85,11 +119,19 @@ class _Strict(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"field {key.value!r} is given twice", problem_mark=key.start_mark
-                )
+                raise _problem(f"field {key.value!r} is given twice", key)
             seen.add(key.value)
         return node
+
+
+def _problem(problem: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _documents(text: str, origin: str) -> Iterator[tuple[Any, str]]:

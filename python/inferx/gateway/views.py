@@ -194,7 +194,8 @@ class ViewRoutes:
         _check_pod(pod, function, message.fprevision)
         node: Object[Node] = convert.from_proto(await self._node(pod.spec.node))
         text = _follow(f"{node.spec.address}:{node.spec.podmgr_port}", message)
-        # The first piece decides between an error and a stream.
+        # The first piece, which comes at once even from an empty log, decides between an error and
+        # a stream; only a stream notices that its reader has left.
         first = await anext(text, "")
         return StreamingResponse(_chain(first, text), media_type="text/plain; charset=utf-8")
 
@@ -305,8 +306,7 @@ async def _follow(address: str, message: pb.ReadPodLogReq) -> AsyncIterator[str]
 
 async def _chain(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
     try:
-        if first:
-            yield first
+        yield first  # even if it is empty: the answer begins with it
         async for piece in rest:
             yield piece
     finally:
