@@ -119,8 +119,10 @@ async def test_damage_in_one_tier_is_answered_from_the_next_colder_one(
     memory = memory_of(node)
     await memory.settled()
     id = f"{pod_of(node, 'p1').gpu.base}-0"
-    await memory.promote(id)  # brings the file back, too
-    await memory.demote(id, Tier.PINNED)
+    gpu = pod_of(node, "p1").tools.ledger.simulated((0,))[0]
+    assert gpu is not None
+    for region in (await memory.restore(id, gpu)).regions.values():  # brings the file back
+        gpu.free(region.handle)
     damage(tmp_path / f"node/snapshots/gpu/snap-{id}/data-000.seg")
     status = await resume(node, "p1")
     assert (status["start"], status["reason"]) == ("resume", "GPU memory from tier blob")

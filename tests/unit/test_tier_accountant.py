@@ -84,15 +84,6 @@ def test_what_was_popular_grows_old() -> None:
     pytest.fail("it was never given up")
 
 
-def test_the_expected_time_is_that_of_the_hottest_copy() -> None:
-    books = accountant(file=10**12)
-    assert books.expected_s("a") == 60.0
-    add(books, "a", Tier.FILE, 3 * 10**9)
-    assert books.expected_s("a") == pytest.approx(1.2)
-    add(books, "a", Tier.GPU, 3 * 10**9)
-    assert books.expected_s("a") < 0.001
-
-
 class Books(RuleBasedStateMachine):
     """Any order of verbs leaves the sums right, and refusals change nothing."""
 

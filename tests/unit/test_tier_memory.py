@@ -1,4 +1,4 @@
-"""Workers' memory through the tiers on a simulated GPU: parked, resumed, demoted, promoted.
+"""Workers' memory through the tiers on a simulated GPU: parked, resumed, demoted.
 
 Must never leave GPU memory, pool slots, descriptors or files behind.
 """
@@ -114,9 +114,6 @@ async def test_memory_comes_back_from_every_tier(make: Callable[..., Node]) -> N
     assert await node.back("pod") == b"abcd"
     await node.memory.demote("pod", Tier.FILE)
     assert (node.books.hottest("pod"), node.store.ids()) == (Tier.BLOB, [])
-    assert await node.back("pod") == b"abcd"
-    await node.memory.promote("pod")
-    assert node.books.hottest("pod") is Tier.PINNED
     assert await node.back("pod") == b"abcd"
     await node.memory.forget("pod")
     await node.memory.forget("pod")

@@ -90,11 +90,6 @@ class Accountant:
         copy = self._items.get(id, Item()).copies.get(tier)
         return copy is not None and not copy.coming
 
-    def expected_s(self, id: str) -> float:
-        """How long it takes to bring an item to the GPU from where it is now."""
-        tier = self.hottest(id)
-        return self._cold_s if tier is None else self._seconds(id, tier)
-
     def value(self, id: str, tier: Tier) -> float:
         """Seconds saved per byte by this copy, times the hits so far."""
         copy = self._copy(id, tier)

@@ -181,24 +181,6 @@ class GpuMemory:
             if self._accountant.has(id, tier):
                 await self._demote(id, kept, tier)
 
-    async def promote(self, id: str) -> None:
-        """Bring a file into the pinned pool, before its worker is wanted."""
-        kept = self._find(id)
-        async with kept.lock:
-            if self._accountant.has(id, Tier.PINNED):
-                return
-            if not self._accountant.has(id, Tier.FILE):
-                await self._fetch(id, kept)
-            await self._room(Tier.PINNED, kept.pinned_bytes, leave_out=id)
-            self._accountant.claim(id, Tier.PINNED, kept.pinned_bytes)
-            try:
-                load = self._store.load
-                kept.resident = await self._run(lambda token: load(id, self._pool, cancel=token))
-            except BaseException:
-                self._accountant.drop(id, Tier.PINNED)
-                raise
-            self._accountant.settle(id, Tier.PINNED, kept.resident.host_mib * _MIB)
-
     async def forget(self, id: str) -> None:
         """Drop every copy; nothing there is fine."""
         kept = self._kept.get(id)
