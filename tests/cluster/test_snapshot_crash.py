@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inferx.errors import InferxError
+from inferx.errors import NotFound
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
 from tests.cluster.test_agent_restart import AgentProcess
@@ -74,9 +74,26 @@ async def settled(agent: AgentProcess, pod_id: str) -> str:
             if state in ("Ready", "Standby", "Failed", "Terminated"):
                 return state
             await asyncio.sleep(0.05)
-    except InferxError:
+    except NotFound:
         return "Terminated"
     return state
+
+
+async def test_pods_are_shown_from_the_first_moment_on(
+    agent: AgentProcess, tools: FaultyTools
+) -> None:
+    """Who asks the next agent for its pods must not take one for gone that is still looked at."""
+    await call(agent.pods.CreateFuncPod, create_request("p1", "hooks", vram_mb=1000), 60)
+    await agent.end(signal.SIGKILL)
+    os.kill(agent.pid("p1"), signal.SIGSTOP)  # it answers the next agent when it goes on
+    try:
+        await agent.start(PATH=tools.path)
+        status = await agent.status("p1")
+        assert (status["state"], status["vram_mb"]) == ("Ready", 1000)
+    finally:
+        os.kill(agent.pid("p1"), signal.SIGCONT)
+    await call(agent.pods.ParkPod, pb.ParkPodReq(**named("p1")), 60)
+    assert (await agent.status("p1"))["state"] == "Standby"
 
 
 @pytest.mark.parametrize("what", ["runc-run", "runc-checkpoint"])

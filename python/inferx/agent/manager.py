@@ -364,6 +364,8 @@ class Manager:
             except InferxError as error:
                 log.error("pod %s is ended, its GPU is not here: %s", record.key.id, error)
                 first = "terminate"
+        # Before anybody can ask for the pods: to the scheduler, one that is not shown is gone.
+        self._report(pod)
         pod.begin(first)
 
     async def _clear(self, folder: Path, worker_record: Mapping[str, Any]) -> None:
