@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferx._ext import SchedulerCore
 from inferx.domain import codec
 from inferx.domain.function import Mount
 from inferx.domain.meta import Key, Object, check_name
@@ -27,8 +28,12 @@ from inferx.domain.objects import (
     Standby,
     TenantLimit,
 )
+from inferx.domain.policy import WAIT_RATIO_MAX
+from inferx.domain.reader import COUNT_MAX, SECONDS_MAX
 from inferx.errors import BadRequest
 from inferx.rpc import convert
+from inferx.rpc import na_pb2 as pb
+from inferx.scheduler import facts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWN = ROOT / "tests" / "data" / "manifests"
@@ -175,6 +180,10 @@ GPU = f"{S}.resources.GPU"
         (f"{S}.policy", {"Obj": {"min_replica": 2}}, "min_replica: 2 is more than max_replica 1"),
         (f"{S}.policy", {"Obj": {"parallel": 1, "maxConcurrency": 2}}, "is another name of paral"),
         (f"{S}.policy", {"Link": {"name": "p"}}, "object.spec.policy.Link.namespace: required"),
+        (f"{S}.policy", {"Obj": {"parallel": 2**31}}, "integer within 1..2147483647, got"),
+        (f"{S}.policy", {"Obj": {"queue_len": 2**32}}, "integer within 0..2147483647, got"),
+        (f"{S}.policy", {"Obj": {"queue_timeout": 1e9}}, "0.001 and at most 2592000, got"),
+        (f"{GPU}", {"Count": 1, "vRam": 1, "contextCount": 1025}, "contextCount: expected inte"),
         (f"{S}.sample_query", {"body": []}, "sample_query.body: expected object, got array"),
     ],
 )  # fmt: skip
@@ -182,6 +191,34 @@ def test_an_error_names_what_is_wrong(path: str, value: object, error: str) -> N
     with pytest.raises(BadRequest) as caught:
         codec.parse_manifest(changed(path, value))
     assert error in caught.value.message
+
+
+def test_the_largest_legal_numbers_are_understood_by_scheduler_and_gateway() -> None:
+    """Otherwise one function's manifest is refused where its author does not hear of it."""
+    most = codec.parse_manifest(
+        changed(
+            f"{S}.policy",
+            {
+                "Obj": {
+                    **dict.fromkeys(("min_replica", "max_replica", "standby_per_node"), COUNT_MAX),
+                    **dict.fromkeys(("parallel", "queue_len"), COUNT_MAX),
+                    **dict.fromkeys(("queue_timeout", "scalein_timeout"), SECONDS_MAX),
+                    "scaleout_policy": {"WaitQueueRatio": {"wait_ratio": WAIT_RATIO_MAX}},
+                }
+            },
+        )
+    )[0]
+    policy = codec.resolve_policy(most, lambda _: None)
+    core = SchedulerCore("test")
+    core.observe(1, facts.function_fact(most, policy))
+    limits = dict.fromkeys(
+        ("min_replica_cap", "max_replica", "max_gpu", "max_standby", "max_queue_len"), COUNT_MAX
+    )
+    tenant = {"type": "tenant", "name": "t", "object": {"spec": {"limit": limits}}}
+    core.observe(1, facts.tenant_fact(codec.parse_manifest(tenant)[0]))
+    request = pb.LeaseWorkerReq(deadline_ms=policy.queue_timeout_ms, slots=policy.parallel)
+    assert request.deadline_ms == SECONDS_MAX * 1000
+    core.check(1)
 
 
 @pytest.mark.parametrize(

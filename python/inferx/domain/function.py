@@ -10,9 +10,11 @@ from typing import Any
 
 from inferx.domain.meta import type_name
 from inferx.domain.policy import PolicyRef, read_policy_ref
-from inferx.domain.reader import Fields
+from inferx.domain.reader import SECONDS_MAX, Fields
 
 STANDBY_TIERS = ("File", "Mem", "Blob")
+GPUS_MAX = 1024
+CONTEXTS_MAX = 1024  # on each GPU
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,12 @@ def _read_resources(fields: Fields) -> Resources:
 def _read_gpu(fields: Fields | None) -> GpuRequest | None:
     if fields is None:
         return None
-    count = fields.integer("Count", high=1024)
+    count = fields.integer("Count", high=GPUS_MAX)
     gpu = GpuRequest(
         type=fields.string("Type", "Any"),
         count=count,
         vram_mb=fields.integer("vRam", 0 if count == 0 else None, unit="MB", low=min(count, 1)),
-        context_count=fields.integer("contextCount", 0),
+        context_count=fields.integer("contextCount", 0, high=CONTEXTS_MAX),
     )
     fields.finish()
     return gpu if count else None
@@ -206,7 +208,11 @@ def _read_endpoint(spec: Fields) -> Endpoint:
         schema=fields.choice("schema", ("Http", "Https"), default.schema),
         probe=fields.string("probe", probe),
         probe_timeout_ms=fields.integer(
-            "probeTimeout", default.probe_timeout_ms, unit="milliseconds", low=1
+            "probeTimeout",
+            default.probe_timeout_ms,
+            unit="milliseconds",
+            low=1,
+            high=SECONDS_MAX * 1000,
         ),
         probe_type=fields.choice("probetype", ("HealthCheck", "Prompt"), default.probe_type),
     )
@@ -227,7 +233,9 @@ def _read_sample_query(fields: Fields | None) -> SampleQuery | None:
         body=fields.mapping("body"),
         image_url=fields.string("imageUrl", ""),
         data_url=fields.string("dataUrl", ""),
-        loading_timeout_s=fields.integer("loadingTimeout", 90, unit="seconds", low=1),
+        loading_timeout_s=fields.integer(
+            "loadingTimeout", 90, unit="seconds", low=1, high=SECONDS_MAX
+        ),
     )
     fields.finish()
     return query

@@ -26,7 +26,7 @@ from inferx.domain.accessconfig import (
 from inferx.domain.addresses import address, addresses, redact, several
 from inferx.domain.meta import check_name
 from inferx.domain.noderuntime import POD_CIDR, container_socket, pod_cidr
-from inferx.domain.reader import Fields
+from inferx.domain.reader import COUNT_MAX, Fields
 from inferx.errors import BadRequest
 
 _T = TypeVar("_T")
@@ -320,8 +320,8 @@ def _read_resources(fields: Fields) -> NodeResourcesConfig:
         mem_mb=fields.integer("Mem", page_bytes * pages >> 20, unit="MB"),
         gpus=gpus,
         context_overhead_mb=fields.integer("ContextOverhead", 450, unit="MB"),
-        max_context_per_gpu=fields.integer("MaxContextPerGPU", 1, low=1),
-        max_pods=fields.integer("MaxPods", 0),
+        max_context_per_gpu=fields.integer("MaxContextPerGPU", 1, low=1, high=COUNT_MAX),
+        max_pods=fields.integer("MaxPods", 0, high=COUNT_MAX),
     )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inferx.domain.reader import Fields
+from inferx.domain.reader import COUNT_MAX, SECONDS_MAX, Fields
 
 PRIORITY_MAX = 1_000
 WEIGHT_MAX = 1_000_000
+WAIT_RATIO_MAX = 1_000_000
 _ALIASES = {
     "parallel": "maxConcurrency",
     "min_replica": "minReplicas",
@@ -121,11 +122,12 @@ def read_policy(fields: Fields) -> FuncPolicy:
             if fields.has(name):
                 fields.fail(alias, f"is another name of {name}; give one of them")
             fields.take(name)
-            return fields.integer(alias, fallback, low=low)
-        return fields.integer(name, fallback, low=low)
+            return fields.integer(alias, fallback, low=low, high=COUNT_MAX)
+        return fields.integer(name, fallback, low=low, high=COUNT_MAX)
 
     def milliseconds(name: str, fallback_ms: int, low: float) -> int:
-        seconds = fields.number(name, fallback_ms / 1000, unit="of seconds", low=low)
+        default_s = fallback_ms / 1000
+        seconds = fields.number(name, default_s, unit="of seconds", low=low, high=SECONDS_MAX)
         return round(seconds * 1000)
 
     policy = FuncPolicy(
@@ -153,7 +155,7 @@ def _read_wait_ratio(fields: Fields, default: float) -> float:
     if scaleout is None:
         return default
     ratio = scaleout.need("WaitQueueRatio")
-    value = ratio.number("wait_ratio", default)
+    value = ratio.number("wait_ratio", default, high=WAIT_RATIO_MAX)
     ratio.finish()
     scaleout.finish()
     return value
@@ -193,15 +195,15 @@ def read_limit(fields: Fields | None) -> TenantLimit:
     if fields is None:
         return TenantLimit()
     limit = TenantLimit(
-        max_funccount=fields.optional_integer("max_funccount"),
+        max_funccount=fields.optional_integer("max_funccount", high=COUNT_MAX),
         allow_mem_standby=fields.boolean("allow_mem_standby", True),
-        min_replica_cap=fields.optional_integer("min_replica_cap"),
-        max_replica=fields.optional_integer("max_replica"),
-        max_gpu=fields.optional_integer("max_gpu"),
-        max_standby=fields.optional_integer("max_standby"),
-        max_queue_len=fields.optional_integer("max_queue_len"),
+        min_replica_cap=fields.optional_integer("min_replica_cap", high=COUNT_MAX),
+        max_replica=fields.optional_integer("max_replica", high=COUNT_MAX),
+        max_gpu=fields.optional_integer("max_gpu", high=COUNT_MAX),
+        max_standby=fields.optional_integer("max_standby", high=COUNT_MAX),
+        max_queue_len=fields.optional_integer("max_queue_len", high=COUNT_MAX),
         max_request_rate=_optional_rate(fields),
-        max_concurrency=fields.optional_integer("max_concurrency"),
+        max_concurrency=fields.optional_integer("max_concurrency", high=COUNT_MAX),
         max_tokens_per_minute=fields.optional_integer("max_tokens_per_minute"),
         priority=fields.integer("priority", 0, low=-PRIORITY_MAX, high=PRIORITY_MAX),
         weight=fields.integer("weight", 1, low=1, high=WEIGHT_MAX),

@@ -13,6 +13,9 @@ from inferx.domain.meta import type_name
 from inferx.errors import BadRequest
 
 INT_MAX = 2**53 - 1  # what every JSON implementation keeps exact
+# What the services count and wait for has to fit their 32 bits, also in milliseconds.
+COUNT_MAX = 2**31 - 1
+SECONDS_MAX = 30 * 86_400
 
 
 class Fields:
@@ -87,23 +90,34 @@ class Fields:
             self.fail(name, f"expected {expected} within {low}..{high}, got {value}")
         return value
 
-    def optional_integer(self, name: str, *, unit: str = "", low: int = 0) -> int | None:
+    def optional_integer(
+        self, name: str, *, unit: str = "", low: int = 0, high: int = INT_MAX
+    ) -> int | None:
         """An integer, or None when absent."""
         if not self.has(name):
             self.take(name)
             return None
-        return self.integer(name, unit=unit, low=low)
+        return self.integer(name, unit=unit, low=low, high=high)
 
-    def number(self, name: str, default: float, *, unit: str = "", low: float = 0.0) -> float:
-        """A finite number of at least `low`."""
+    def number(
+        self,
+        name: str,
+        default: float,
+        *,
+        unit: str = "",
+        low: float = 0.0,
+        high: float = INT_MAX,
+    ) -> float:
+        """A finite number within `low..high`."""
         value = self.take(name)
         expected = f"number {unit}".strip()
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(name, f"expected {expected}, got {type_name(value)}")
-        if not math.isfinite(value) or value < low or value > INT_MAX:
-            self.fail(name, f"expected {expected} of at least {low:g}, got {value}")
+        if not math.isfinite(value) or not low <= value <= high:
+            most = "" if high == INT_MAX else f" and at most {high:.0f}"
+            self.fail(name, f"expected {expected} of at least {low:g}{most}, got {value}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
