@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,11 +15,12 @@ import pytest
 from inferx import statesvc
 from inferx.domain import codec
 from inferx.domain.nodeconfig import NodeConfig, read_config
-from inferx.errors import NotFound, StaleEpoch, Unavailable
+from inferx.errors import AlreadyExists, NotFound, StaleEpoch, Unavailable
 from inferx.rpc import client, convert, ixmeta_pb2_grpc
 from inferx.rpc import ixmeta_pb2 as pb
 from inferx.rpc.replicas import Replicas
 from inferx.scheduler import Scheduler
+from inferx.scheduler.leader import Leadership
 from inferx.store.presence import Lease, Presence, State
 from tests.helpers.gateway_kit import free_ports
 from tests.helpers.state_client import Client, until
@@ -180,3 +182,66 @@ async def test_replicas_go_on_with_who_answers(config: NodeConfig) -> None:
     with pytest.raises(Unavailable):
         await alone.call("Version", pb.VersionRequestMessage(), 0.5)
     await alone.close()
+
+
+async def test_what_an_earlier_attempt_left_is_no_lead(config: NodeConfig, tmp_path: Path) -> None:
+    """Its lease is not the one that would be kept: the lead would end while we believe in it."""
+    state = State(config.state_svc_addrs)
+    leadership = Leadership(state, "127.0.0.1:1", 1000, tmp_path)
+    call, answers = state.objects.call, [Unavailable("the answer was lost"), None]
+
+    async def lossy(method: str, request: Any, timeout_s: float = 5.0) -> Any:
+        answer = await call(method, request, timeout_s)
+        if method == "Create" and (lost := answers.pop(0)) is not None:
+            raise lost
+        return answer
+
+    state.objects.call = lossy  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="the answer was lost"):
+        await leadership._try()
+    with pytest.raises(AlreadyExists):
+        await leadership._try()
+    assert not leadership.leads()
+    state.objects.call = call  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        while not leadership.epoch:
+            with contextlib.suppress(AlreadyExists):
+                leadership.epoch = await leadership._try()
+    assert leadership.leads()
+    await leadership.resign()
+    await state.close()
+
+
+async def test_the_lead_may_be_answered_twice(config: NodeConfig, tmp_path: Path) -> None:
+    state = State(config.state_svc_addrs)
+    leadership = Leadership(state, "127.0.0.1:1", 1000, tmp_path)
+    call = state.objects.call
+
+    async def twice(method: str, request: Any, timeout_s: float = 5.0) -> Any:
+        if method == "Create":
+            await call(method, request, timeout_s)
+        return await call(method, request, timeout_s)
+
+    state.objects.call = twice  # type: ignore[method-assign]
+    leadership.epoch = await leadership._try()
+    assert leadership.leads()
+    await leadership.resign()
+    await state.close()
+
+
+async def test_a_leader_that_cannot_keep_its_lead_for_whatever_reason_ends(
+    config: NodeConfig,
+) -> None:
+    scheduler, leading = await started(config)
+    await leading
+
+    call = scheduler._state.leases.call
+
+    async def broken(method: str, request: object, timeout_s: float = 5.0) -> None:
+        raise ValueError("this test says so")
+
+    scheduler._state.leases.call = broken  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(10):
+        assert "ValueError: this test says so" in (await scheduler.failed).message
+    scheduler._state.leases.call = call  # type: ignore[method-assign]
+    await scheduler.stop()

@@ -140,3 +140,15 @@ async def test_a_scheduler_that_leads_no_longer_orders_nothing(kit: Kit) -> None
     await until(lambda: len(kit.facts) == 4)
     assert {fact["code"] for fact in kit.facts} == {"unavailable"}
     assert kit.agent.asked == []
+
+
+async def test_a_start_of_a_kind_that_is_not_known_counts_as_ordered(kit: Kit) -> None:
+    """The core would refuse the word, and never hear that the pod is ready."""
+    kit.agent.resumes_as = "teleported"
+    kit.record.written.set()
+    kit.orders.carry_out(START)
+    await until(lambda: len(kit.facts) == 1)
+    kit.orders.carry_out({**POD, "effect": "resume", "order": 2})
+    await until(lambda: len(kit.facts) == 2)
+    fact = kit.facts[-1]
+    assert (fact["kind"], fact["ok"], fact["start"]) == ("start_result", True, None)

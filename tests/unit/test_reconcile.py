@@ -12,7 +12,7 @@ import pytest
 
 from inferx.domain import codec, nodeconfig
 from inferx.domain.objects import GpuDevice, Node, NodeResources
-from inferx.errors import NoCapacity, StartFailed
+from inferx.errors import BadRequest, NoCapacity, StartFailed
 from inferx.rpc import client, convert, ixmeta_pb2
 from inferx.scheduler import reconcile
 from inferx.scheduler.intents import EPOCH_ANNOTATION
@@ -153,3 +153,27 @@ def test_a_ledger_is_judged_by_the_pods_that_it_counts() -> None:
     assert not reconcile.is_accounted(8, pods, {"a": 7, "b": 6})
     assert reconcile.is_accounted(8, pods, dict(pods)), "long enough ago"
     assert reconcile.is_accounted(1, {}, None)
+
+
+async def test_a_record_that_cannot_be_written_holds_up_no_other(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("f", "g"):
+        await cluster.function(name)
+    stuck, other = await cluster.lease("f"), await cluster.lease("g")
+    intents = cluster.scheduler._intents
+    ended, faults = intents.ended, iter([ValueError("this test says so")])
+
+    async def refuse(obj: Any) -> None:
+        for fault in faults:
+            raise fault  # even that does not end the rounds
+        if obj.meta.name == stuck.id:
+            raise BadRequest("this test says so")
+        await ended(obj)
+
+    monkeypatch.setattr(intents, "ended", refuse)
+    for lease in (stuck, other):
+        cluster.scheduler.brain.kill(lease.id)
+    async with asyncio.timeout(20):
+        while list(await stored(cluster)) != [stuck.id]:
+            await asyncio.sleep(0.01)

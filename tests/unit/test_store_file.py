@@ -178,3 +178,47 @@ async def test_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     assert rows <= 61
     await store.close()
+
+
+async def test_watchers_hear_of_a_commit_whatever_fails_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await EmbeddedStore.open(tmp_path / "state.db")
+    lease = await store.grant(60)
+    made = await store.commit((), [Put("/a/x", b"", lease)])
+    events = store.watch("/a/", made)
+    waiting = asyncio.ensure_future(anext(events))
+    await store.commit((), [Put("/b/y", b"")])  # the watcher has nothing to read and is idle
+    commit = store._file.commit
+
+    def full(*parts: Any) -> Any:
+        commit(*parts)
+        raise Unavailable("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store._file, "commit", full)
+        with pytest.raises(Unavailable, match="the disk is full"):
+            await store.revoke(lease)
+    await store.commit((), [Put("/b/y", b"again")])
+    async with asyncio.timeout(10):
+        (event,) = await waiting
+    assert (event.key, event.entry) == ("/a/x", None)
+    await store.close()
+
+
+async def test_a_commit_stands_when_history_cannot_be_compacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await EmbeddedStore.open(tmp_path / "state.db")
+    monkeypatch.setattr("inferx.store.sqlite_file._COMPACT_EVERY", 1)
+    monkeypatch.setattr("inferx.store.sqlite_file._HISTORY_REVISIONS", 1)
+
+    def full(revision: int) -> None:
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr(store._file, "compact", full)
+    revision = await store.commit((), [Put("/a", b"1")])
+    entry = await store.get("/a")
+    assert entry is not None
+    assert entry.revision == revision
+    await store.close()

@@ -80,7 +80,13 @@ class Catalogue:
                 sweep_at = None
                 self._sweep()
             self._woken.clear()
-            if await self._write_pending():
+            try:
+                later = await self._write_pending()
+            except Exception:
+                # What it was about is not tried again before it changes; the others are.
+                _log.exception("recording snapshots")
+                later = True
+            if later:
                 await asyncio.sleep(RETRY_S)
                 self._woken.set()
 

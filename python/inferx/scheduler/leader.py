@@ -23,6 +23,7 @@ from inferx.rpc import ixmeta_pb2 as pb
 from inferx.store.informer import DELETED, Informer
 from inferx.store.presence import Lease, State
 
+LEASE_ANNOTATION = "inferx/lease"
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 1.0
 _TENANT, _NAMESPACE, _NAME = SCHEDULER_KEY
@@ -96,14 +97,17 @@ class Leadership:
     async def _try(self) -> int:
         lease = await Lease.grant(self._state, self._ttl_ms)
         raw = SchedulerRecord(self._address, self._instance).to_raw()
-        obj = convert.to_proto(codec.new("scheduler", SCHEDULER_KEY, raw))
+        # Says which attempt of ours made it: what an earlier one left ends with a lease that
+        # nobody renews.
+        mine = {LEASE_ANNOTATION: str(lease.number)}
+        obj = convert.to_proto(codec.new("scheduler", SCHEDULER_KEY, raw, annotations=mine))
         try:
             request = pb.CreateRequestMessage(obj=obj, lease=lease.number)
             answer = await self._state.objects.call("Create", request)
         except AlreadyExists:
-            # Maybe by an attempt of ours whose answer was lost.
+            # Maybe by this very call, whose first answer was lost.
             current = await self._current()
-            if current is None or current.spec.instance != self._instance:
+            if current is None or current.meta.annotations != mine:
                 await lease.end()
                 raise
             revision = current.revision

@@ -74,8 +74,7 @@ class NodeLink:
     async def stop(self) -> None:
         """Let go of the agent; its pods stay as they are."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._cancel_timer()
         await self.pods.stop()
         await self.snapshots.stop()
         await self._channel.close(None)
@@ -89,6 +88,8 @@ class NodeLink:
     def update(self, node: Node) -> None:
         """The node's object changed."""
         self.node, self.registered = node, True
+        if self._lost:
+            self._cancel_timer()  # it is not to be forgotten any more
         self._tell_node()
 
     def quarantine(self, reason: str) -> None:
@@ -123,9 +124,7 @@ class NodeLink:
     def _connection(self, connected: bool) -> None:
         if self._stopped:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         if connected:
             self._greet(self)
         if connected and self._lost:
@@ -146,21 +145,31 @@ class NodeLink:
         self._timer = asyncio.get_running_loop().call_later(seconds, self.give_up)
 
     def unregistered(self) -> None:
-        """The lease of the node's object has ended: with the connection gone, so is the node."""
+        """The lease of the node's object has ended: with the connection gone, so is the node. Most
+        are given up before that, their connection having ended sooner."""
         self.registered = False
-        if not self.pods.connected and not self._lost:
+        if self._lost:
+            self._forget_later()
+        elif not self.pods.connected:
             self.give_up()
 
     def give_up(self) -> None:
         """The node is dead as far as anybody can tell."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         self._lost = True
         _log.warning("node %s is lost", self.name)
         if not self.registered:
-            self._timer = asyncio.get_running_loop().call_later(FORGET_AFTER_S, self._forget, self)
+            self._forget_later()
         self._observe({"kind": "node_lost", "name": self.name})
+
+    def _forget_later(self) -> None:
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(FORGET_AFTER_S, self._forget, self)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Links:
@@ -199,7 +208,8 @@ class Links:
         name, link = obj.meta.name, self._links.get(obj.meta.name)
         if event == DELETED:
             # It may be the state service that it cannot reach; while we reach it, it lives. The
-            # link stays to find it again, and costs a connection attempt every two seconds.
+            # link stays to find it again, for a while when it is not reached, and costs a
+            # connection attempt every two seconds.
             if link is not None:
                 link.unregistered()
             return
@@ -223,6 +233,8 @@ class Links:
     def _forget(self, link: NodeLink) -> None:
         if self._links.get(link.name) is link:
             del self._links[link.name]
+            for obj in link.pods.list():
+                self._pod_seen(DELETED, obj)  # nobody else will tell of their end
             self._spawn(link.stop())
             self._observe({"kind": "node_gone", "name": link.name})
 

@@ -32,6 +32,7 @@ TERMINATE_S = 30.0
 _FUNCTION_FAULTS = frozenset({"start_failed", "bad_request", "config"})
 # The agent answers these before it changes anything.
 _NOTHING_DONE = frozenset({"bad_request", "no_capacity", "conflict", "stale_epoch", "config"})
+_STARTS = frozenset({"resume", "snapshot", "cold"})
 _log = logging.getLogger(__name__)
 
 Effect = dict[str, Any]
@@ -246,7 +247,7 @@ class Orders:
         self._sent(effect)
         answer = await client.call(stub.CreateFuncPod, request, _loading_s(function) + SLACK_S)
         self._places.told(effect["pod_id"], answer.ipaddress, answer.port)
-        return answer.start or None
+        return _known(answer.start)
 
     async def _resume(self, effect: Effect) -> str | None:
         function = self._function((effect["tenant"], effect["namespace"], effect["funcname"]))
@@ -261,7 +262,7 @@ class Orders:
         self._sent(effect)
         answer = await client.call(self._stub(effect).ResumePod, request, timeout_s)
         self._places.told(effect["pod_id"], answer.ipaddress, answer.port)
-        return answer.start or None  # an agent of an earlier version does not say
+        return _known(answer.start)
 
     def _sent(self, effect: Effect) -> None:
         start = self._starts.get(effect["pod_id"])
@@ -285,6 +286,12 @@ class Orders:
 
     def _park_request(self, pod: Effect) -> pb.ParkPodReq:
         return pb.ParkPodReq(**_names(pod), epoch=self.epoch)
+
+
+def _known(start: str) -> str | None:
+    """How a pod was started, None = as ordered: an agent of an earlier version does not say, and
+    one of a later version may say what this one has no word for."""
+    return start if start in _STARTS else None
 
 
 def _names(pod: Effect) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferx.domain.meta import Key, Object
 from inferx.domain.objects import Node, Pod
-from inferx.errors import InferxError
+from inferx.errors import InferxError, StaleEpoch
 from inferx.rpc import client, convert
 from inferx.rpc import ixmeta_pb2 as pb
 from inferx.scheduler import metrics
@@ -83,6 +83,9 @@ class Reconciler:
                     await self._audit()
             except InferxError as error:
                 _log.info("reconciling is put off: %s", error.message)
+            except Exception:
+                # Whatever it was: without these rounds nobody ends what is not ours any more.
+                _log.exception("reconciling")
 
     async def once(self) -> None:
         """One look at all pods."""
@@ -107,8 +110,18 @@ class Reconciler:
             if why is not None:
                 missing[obj.key] = (obj, why)
         for key in self._findings.due(self._findings.missing, missing, MISSING_GRACE_S):
-            await self._settle(*missing[key])
-        await self._forget_old(intents)
+            await self._each(key, self._settle(*missing[key]))
+        for obj in self._old(intents):
+            await self._each(obj.key, self._intents.ended(obj))
+
+    async def _each(self, key: Key, write: Awaitable[None]) -> None:
+        """One pod whose record cannot be written holds up no other; it is tried again next time."""
+        try:
+            await write
+        except StaleEpoch:
+            raise
+        except InferxError as error:
+            _log.warning("the record of pod %s is put off: %s", key[2], error.message)
 
     def _shown(self) -> dict[str, tuple[str, Object[Pod]]]:
         return {
@@ -143,17 +156,21 @@ class Reconciler:
         await self._intents.failed(obj, why, time.time_ns() // 1_000_000)
         self._links.gone(obj.meta.name)
 
-    async def _forget_old(self, intents: dict[str, Object[Pod]]) -> None:
+    def _old(self, intents: dict[str, Object[Pod]]) -> list[Object[Pod]]:
         before_ms = time.time_ns() // 1_000_000 - REMEMBER_FAILED_S * 1000
-        for obj in intents.values():
-            if not is_wanted(obj) and obj.spec.status.since_ms < before_ms:
-                await self._intents.ended(obj)
+        ended = [obj for obj in intents.values() if not is_wanted(obj)]
+        return [obj for obj in ended if obj.spec.status.since_ms < before_ms]
 
     # ---- memory ----
 
     async def _audit(self) -> None:
         """Compare what each agent counts as taken on its GPUs with the pods that it shows."""
-        for link in self._links.all():
+        links = self._links.all()
+        known = {link.name for link in links}
+        for gone in self._revisions.keys() - known:
+            del self._revisions[gone]
+            self._suspicion.pop(gone, None)
+        for link in links:
             if not link.pods.connected:
                 continue
             before = _revisions(link)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 import grpc.aio
@@ -100,6 +101,9 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []  # while it leads
         # Functions read ahead of the informer, until it has them too.
         self._learned: dict[Key, Object[FunctionSpec]] = {}
+        # Functions that are being read, and which of them were deleted meanwhile.
+        self._reading: Counter[Key] = Counter()
+        self._deleted: set[Key] = set()
 
     @property
     def epoch(self) -> int:
@@ -176,8 +180,14 @@ class Scheduler:
         self.brain.server.lead(epoch, int(until * 1000))
 
     async def _keep(self) -> None:
-        await self.leadership.keep()
-        self._stale(Unavailable("the lease of the lead was not renewed in time"))
+        """However it ends, this process leads no longer, and must not stay as if it did."""
+        why = "the lease of the lead was not renewed in time"
+        try:
+            await self.leadership.keep()
+        except Exception as error:
+            _log.exception("keeping the lead")
+            why = f"keeping the lead failed: {type(error).__name__}: {error}"
+        self._stale(Unavailable(why))
 
     def waits_for(self) -> str | None:
         """What keeps this process from leading as soon as nobody else does."""
@@ -225,6 +235,8 @@ class Scheduler:
 
     def _function_changed(self, event: str, obj: Object[Any]) -> None:
         if event == DELETED:
+            if self._reading[obj.key]:
+                self._deleted.add(obj.key)
             self._learned.pop(obj.key, None)
             self._observe(facts.function_gone(obj))
             self._orders.remove_snapshots(obj.key)
@@ -258,10 +270,19 @@ class Scheduler:
         request = ixmeta_pb2.GetRequestMessage(
             obj_type="function", tenant=tenant, namespace=namespace, name=name
         )
+        self._reading[key] += 1
         try:
             answer = await self._state.objects.call("Get", request)
+            if key in self._deleted:
+                # It may have been read before that, and nothing would tell of its end again.
+                raise Unavailable(f"function {name} has just been deleted", retry_after_ms=100)
         except NotFound as error:
             raise FunctionNotFound(f"no function {tenant}/{namespace}/{name}") from error
+        finally:
+            self._reading[key] -= 1
+            if not self._reading[key]:
+                del self._reading[key]
+                self._deleted.discard(key)
         self._learned[key] = convert.from_proto(answer.obj)
         self._function_changed("learned", self._learned[key])
 

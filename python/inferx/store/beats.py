@@ -114,6 +114,10 @@ class Beats:
                 except InferxError as error:
                     _log.info("beats cannot be followed: %s", error.message)
                     await asyncio.sleep(RETRY_S)
+                except Exception:
+                    # Whatever it was: leases whose holders died would end only with the store's.
+                    _log.exception("following beats")
+                    await asyncio.sleep(RETRY_S)
         finally:
             for seen in self._seen.values():
                 seen.timer.cancel()

@@ -82,7 +82,13 @@ class EmbeddedStore:
 
     async def _write(self, work: Callable[[], tuple[int, list[str]]]) -> int:
         def write() -> int:
-            revision, keys = work()
+            before = self._file.revision
+            try:
+                revision, keys = work()
+            except BaseException:
+                if self._file.revision != before:  # what failed came after a commit
+                    self._loop.call_soon_threadsafe(self._wake_all)
+                raise
             if keys:  # told from here, so that a cancelled caller cannot silence the watchers
                 self._loop.call_soon_threadsafe(self._tell, revision, keys)
             return revision
@@ -92,6 +98,11 @@ class EmbeddedStore:
     def _tell(self, revision: int, keys: list[str]) -> None:
         for watcher in self._watchers:
             watcher.tell(revision, keys)
+
+    def _wake_all(self) -> None:
+        """Something was committed, and what is not known: they all look."""
+        for watcher in self._watchers:
+            watcher.wake.set()
 
     async def get(self, key: str, revision: int = 0) -> Entry | None:
         """See `protocol.Store`."""
