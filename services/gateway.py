@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -18,22 +17,18 @@ from pathlib import Path
 import uvloop
 from granian.constants import Interfaces
 from granian.errors import FatalError
-from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from inferx import health
 from inferx.config import NodeConfig
 from inferx.errors import InferxError
 from inferx.gateway.app import DRAIN_MS, Gateway, listen_host
+from inferx.gateway.granian_server import GranianServer
 from inferx.rpc import tls
 from inferx.rpc.server import stop_on_signals
 from services import begin
 
 _SOCKET_PATH_BYTES_MAX = 100  # the system's limit is 107
-# As the data plane's own listener has them.
-BACKLOG = 4096
-CONNECTIONS_MAX = 32_768
-HEAD_TIMEOUT_MS = 10_000
 _log = logging.getLogger(__name__)
 
 
@@ -64,8 +59,7 @@ async def _serve(config: NodeConfig, gateway: Gateway, server: Server, stop: asy
         if not serving.done():
             _tell_supervisor(config)
             gateway.set_stopping()
-            if config.listener == "rust":
-                await gateway.leave()
+            await gateway.leave()
             server.stop()  # type: ignore[no-untyped-call]
             if config.listener == "granian":
                 # Granian waits for the calls that it has read, however long they take.
@@ -94,33 +88,7 @@ def _server(config: NodeConfig, gateway: Gateway, control_socket: Path) -> Serve
             websockets=False,
             log_enabled=False,
         )
-    _require_free(listen_host(config), config.gateway_port, gateway.takes_over)
-    return Server(
-        gateway.app,
-        address=listen_host(config),
-        port=config.gateway_port,
-        interface=Interfaces.ASGI,
-        websockets=False,
-        log_enabled=False,
-        backlog=BACKLOG,
-        backpressure=CONNECTIONS_MAX,
-        http1_settings=HTTP1Settings(header_read_timeout=HEAD_TIMEOUT_MS),
-        ssl_cert=Path(config.tls.cert) if config.tls.enable else None,
-        ssl_key=Path(config.tls.key) if config.tls.enable else None,
-    )
-
-
-def _require_free(host: str, port: int, share: bool) -> None:
-    """Granian ends with a panic of its own when the port is taken; it would share any port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(
-                error.errno, f"cannot listen on {host}:{port}: {error.strerror}"
-            ) from error
+    return GranianServer(gateway.app, config, listen_host(config), gateway.takes_over)
 
 
 def _control_socket(data_dir: Path) -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def function(name: str, *flags: str, vram_mb: int = 350, **policy: Any) -> dict[
                     "GPU": {"Type": "Any", "Count": 1, "vRam": vram_mb},
                 },
                 "endpoint": {"port": 8000, "schema": "Http", "probe": "/health"},
-                "sample_query": {"path": "pid", "loadingTimeout": 10, "body": {}},
+                "sample_query": {"path": "pid", "loadingTimeout": 30, "body": {}},
                 "standby": {"gpu": "Mem", "pageable": "Mem", "pinned": "Mem"},
                 "policy": {"Obj": values},
             }
@@ -169,11 +169,21 @@ def start_platform(
     return platform
 
 
+@contextmanager
+def running_platform(folder: Path, *flags: str, **environment: str) -> Iterator[Platform]:
+    """A platform that ends with the block, however that ends."""
+    platform = start_platform(folder, *flags, **environment)
+    try:
+        yield platform
+    finally:
+        code = platform.stop()
+    assert code == 0, platform.output.read_text()
+
+
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Two small simulated GPUs with room for one worker each (350 MB and its context of 450 MB)."""
     folder = tmp_path_factory.mktemp("platform") / "inferx"
-    running = start_platform(folder, "--gpus", "2x1000", "--idle-park-ms", "500")
-    running.start_namespace()
-    yield running
-    assert running.stop() == 0, running.output.read_text()
+    with running_platform(folder, "--gpus", "2x1000", "--idle-park-ms", "500") as running:
+        running.start_namespace()
+        yield running

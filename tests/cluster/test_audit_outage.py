@@ -23,7 +23,7 @@ from inferx.config import Secret
 from inferx.errors import Unavailable
 from tests.helpers.postgres_server import Postgres
 
-from .conftest import Platform, eventually, function, start_platform
+from .conftest import Platform, eventually, function, running_platform
 
 pytestmark = pytest.mark.xdist_group("postgres")
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "6"))
@@ -41,10 +41,9 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def platform(server: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("outage") / "inferx"
-    running = start_platform(folder, "--gpus", "1x1000", AUDITDB_ADDR=server.url)
-    running.start_namespace()
-    yield running
-    assert running.stop() == 0, running.output.read_text()
+    with running_platform(folder, "--gpus", "1x1000", AUDITDB_ADDR=server.url) as running:
+        running.start_namespace()
+        yield running
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 
-from .conftest import ROOT, Platform, eventually, start_platform
+from .conftest import ROOT, Platform, eventually, running_platform
 
 pytestmark = pytest.mark.xdist_group("examples")
 HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
@@ -24,12 +24,12 @@ HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "c
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("examples") / "inferx"
-    running = start_platform(folder, "--gpus", "1x24000", "--idle-park-ms", "300")
-    command = [sys.executable, "-m", "inferx", "apply", "-f", "examples/", "--server", running.url]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    yield running
-    assert running.stop() == 0, running.output.read_text()
+    with running_platform(folder, "--gpus", "1x24000", "--idle-park-ms", "300") as running:
+        command = [sys.executable, "-m", "inferx", "apply", "-f", "examples/",
+                   "--server", running.url]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        yield running
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .conftest import Platform, eventually, free_port, function, start_platform
+from .conftest import Platform, eventually, free_port, function, running_platform
 
 pytestmark = pytest.mark.xdist_group("gateways")
 PARALLEL = 4
@@ -22,10 +22,9 @@ PARALLEL = 4
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("gateways") / "inferx"
-    running = start_platform(folder, "--gpus", "1x1000")
-    running.start_namespace()
-    yield running
-    assert running.stop() == 0, running.output.read_text()
+    with running_platform(folder, "--gpus", "1x1000") as running:
+        running.start_namespace()
+        yield running
 
 
 @pytest.fixture(scope="module")

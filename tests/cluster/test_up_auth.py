@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .conftest import Platform, function, start_platform
+from .conftest import Platform, function, running_platform
 
 pytestmark = pytest.mark.xdist_group("up-auth")
 
@@ -20,9 +20,8 @@ pytestmark = pytest.mark.xdist_group("up-auth")
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("up-auth") / "inferx"
-    running = start_platform(folder, "--gpus", "1x1000", "--auth", INFERX_ADMIN_APIKEY="")
-    yield running
-    assert running.stop() == 0, running.output.read_text()
+    with running_platform(folder, "--gpus", "1x1000", "--auth", INFERX_ADMIN_APIKEY="") as running:
+        yield running
 
 
 def test_the_key_is_made_once_and_readable_for_its_owner_only(platform: Platform) -> None:

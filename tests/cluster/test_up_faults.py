@@ -16,7 +16,7 @@ import pytest
 
 from inferx.up import processes
 
-from .conftest import Platform, eventually, function, start_platform
+from .conftest import Platform, eventually, function, running_platform
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -24,15 +24,14 @@ pytestmark = pytest.mark.xdist_group("faults")
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("faults") / "inferx"
-    running = start_platform(folder, "--gpus", "1x24000", "--idle-park-ms", "500")
-    running.start_namespace()
-    running.apply(function("kept"))
-    assert running.call("kept", "pid").status_code == 200
-    yield running
-    pids = [*running.children().values(), running.call("kept", "pid").json()["pid"]]
-    # Whatever the agent's own fate, its workers end with the platform.
-    os.kill(running.children()["nodeagent"], signal.SIGKILL)
-    assert running.stop() == 0, running.output.read_text()
+    with running_platform(folder, "--gpus", "1x24000", "--idle-park-ms", "500") as running:
+        running.start_namespace()
+        running.apply(function("kept"))
+        assert running.call("kept", "pid").status_code == 200
+        yield running
+        pids = [*running.children().values(), running.call("kept", "pid").json()["pid"]]
+        # Whatever the agent's own fate, its workers end with the platform.
+        os.kill(running.children()["nodeagent"], signal.SIGKILL)
     assert [pid for pid in pids if processes.start_ticks(pid) is not None] == []
     assert not list(folder.glob("*.sock"))
 

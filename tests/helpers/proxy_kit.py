@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from inferx._ext import Proxy
 from inferx.gateway.door import AsgiDoor
 
 DEADLINE_S = 10.0
+BACKLOG = 1024
 DOORS = ("rust", "granian")
 LIMITS: dict[str, Any] = {"threads": 2}
 
@@ -122,6 +124,14 @@ class Wire:
                 return b""
 
 
+async def abort(wires: list[Wire]) -> None:
+    """Closes connections at once; returns when their sockets are closed."""
+    for wire in wires:
+        wire.abort()
+    # How each of them ended is not of interest any more.
+    await asyncio.gather(*(wire.writer.wait_closed() for wire in wires), return_exceptions=True)
+
+
 class RawWorker:
     """A model server whose every connection the test speaks by hand, or that `answer` serves."""
 
@@ -132,8 +142,9 @@ class RawWorker:
     ) -> None:
         self._answer = answer
         self._path = path
+        self._listener = socket.socket()
+        self._sockets: list[socket.socket] = []
         self._wires: list[Wire] = []
-        self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepted: asyncio.Queue[Wire] = asyncio.Queue()
         self.connections = 0
@@ -141,45 +152,49 @@ class RawWorker:
 
     async def __aenter__(self) -> RawWorker:
         if self._path is not None:
-            self._server = await asyncio.start_unix_server(self._on_connection, self._path)
-            return self
-        self._server = await asyncio.start_server(
-            self._on_connection, "127.0.0.1", 0, limit=1 << 20
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+            self._listener.close()
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(self._path))
+        else:
+            self._listener.bind(("127.0.0.1", 0))
+            self.port = self._listener.getsockname()[1]
+        self._listener.listen(BACKLOG)
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener, self._on_connection)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for _ in range(4):  # steps of the loop from an accepted connection to `_on_connection`
-            await asyncio.sleep(0)
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for wire in self._wires:
-            wire.abort()
-        await asyncio.sleep(0)  # lets the transports close their sockets
+        await abort(self._wires)
+        for sock in self._sockets:
+            sock.close()  # one whose task was cancelled before it began
 
-    async def _on_connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.connections += 1
-        wire = Wire(reader, writer)
+    def _on_connection(self) -> None:
+        """Accepts here and not in a task: so each connection is known from its first moment."""
+        with suppress(BlockingIOError):
+            sock, _ = self._listener.accept()
+            self._sockets.append(sock)
+            self.connections += 1
+            task = asyncio.create_task(self._serve(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        wire = Wire(*await asyncio.open_connection(sock=sock, limit=1 << 20))
         self._wires.append(wire)
         if self._answer is None:
             await self.accepted.put(wire)
             return
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             while True:
                 await self._answer(wire, await wire.message())
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            return  # the streams of this Python report a cancelled handler as an error
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
         finally:
-            self._tasks.discard(task)
             wire.close()
 
     async def accept(self) -> Wire:
@@ -212,7 +227,7 @@ class GranianDoor:
         settings = HTTP1Settings(header_read_timeout=300)
         self._server = Server(
             self._door, port=port, interface=Interfaces.ASGINL, websockets=False,
-            log_enabled=False, backlog=1024, http1_settings=settings,
+            log_enabled=False, backlog=BACKLOG, http1_settings=settings,
         )  # fmt: skip
         self._serving = asyncio.create_task(self._server.serve())
         deadline = time.monotonic() + DEADLINE_S
@@ -222,9 +237,14 @@ class GranianDoor:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.close()
+                await writer.wait_closed()
                 return port
             except OSError:
                 await asyncio.sleep(0.005)
+
+    def leave(self) -> None:
+        """As the gateway does a while before it stops Granian."""
+        self._door.leave()
 
     async def stop(self) -> None:
         """Ends when all connections have ended."""
@@ -270,15 +290,18 @@ class Rig:
 
     async def __aexit__(self, *_: object) -> None:
         asyncio.get_running_loop().remove_reader(self.proxy.event_fd)
-        for wire in self._wires:
-            wire.abort()
+        await abort(self._wires)
         if self._granian is not None:
             await self._granian.stop()
         assert await asyncio.to_thread(self.proxy.drain, 5000), "some connections did not end"
-        await asyncio.sleep(0)  # lets the transports close their sockets
 
     def _on_events(self) -> None:
         self.events += self.proxy.take_events()
+
+    def leave(self) -> None:
+        """Granian is going to be stopped."""
+        assert self._granian is not None
+        self._granian.leave()
 
     def function(self, key: str = "t/n/f", **changes: Any) -> None:
         """Creates or updates a function."""

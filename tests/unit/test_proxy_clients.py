@@ -166,19 +166,6 @@ async def test_httpx(rig: Rig, model: Model) -> None:
             await model.left.wait()
 
 
-@pytest.mark.parametrize("rig", ["granian"], indirect=True)
-async def test_http_2_without_tls(rig: Rig) -> None:
-    """Many calls at once over one connection."""
-    async with httpx.AsyncClient(http1=False, http2=True, timeout=DEADLINE_S) as client:
-        posts = [client.post(f"{call_base(rig)}/{n}", content=b"%d" % n) for n in range(20)]
-        gets = [client.get(f"{call_base(rig)}/{n}") for n in range(20)]
-        for number, answer in enumerate(await asyncio.gather(*posts)):
-            assert answer.http_version == "HTTP/2"
-            assert answer.text.startswith(f"POST /{number} HTTP/1.1\n")
-            assert answer.text.endswith(f"\n\n{number}")
-        assert all(answer.text.endswith("\n\n") for answer in await asyncio.gather(*gets))
-
-
 async def test_curl(rig: Rig) -> None:
     url = f"{call_base(rig)}/x"
     assert b"GET /x HTTP/1.1\n" in await run("curl", "-sSf", url)

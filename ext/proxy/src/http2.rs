@@ -2,16 +2,22 @@
 //! Must never let a stream around a rule that holds for HTTP/1.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, HOST, HeaderValue};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, Uri, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use crate::listener::{Stop, converse};
@@ -22,6 +28,8 @@ const STREAMS_MAX: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const PING_EVERY: Duration = Duration::from_secs(30);
+/// How long a client may go on with an upload that nobody reads any more.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one connection until it ends, or until its streams have when the plane drains.
 pub(crate) async fn serve(core: Arc<Core>, stream: TlsStream<TcpStream>, mut stop: Stop) {
@@ -63,7 +71,7 @@ async fn pass(
         .map_err(io::Error::other)?;
     // Ends with the answer, whose body tells when it breaks off.
     tokio::spawn(connection);
-    let request = translate(request)?;
+    let request = translate(request)?.map(|body| Upload(Some(body)));
     let response = sender.send_request(request).await;
     response.map_err(io::Error::other)
 }
@@ -85,4 +93,45 @@ fn translate(mut request: Request<Incoming>) -> io::Result<Request<Incoming>> {
     *request.version_mut() = Version::HTTP_11;
     request.headers_mut().remove(CONNECTION);
     Ok(request)
+}
+
+/// A client's upload, which whoever takes it in may leave before its end. That would reset the
+/// stream as soon as it is answered. The reset is no failure (RFC 9113, 8.1), but some clients take
+/// it for one, and all that they still owe is often the mark of the end: they send it in a frame of
+/// its own behind the last byte, which a fast worker outruns. So the end is waited for.
+struct Upload(Option<Incoming>);
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.0.as_mut() {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map(Incoming::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(mut body) = self.0.take()
+            && !body.is_end_stream()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let end = async move { while let Some(Ok(_)) = body.frame().await {} };
+            runtime.spawn(timeout(LINGER, end));
+        }
+    }
 }

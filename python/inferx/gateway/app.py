@@ -52,6 +52,8 @@ from inferx.rpc import client
 DRAIN_MS = 30_000
 # A little more than the data plane leaves to clients on kept connections when it drains.
 LAST_REQUESTS_S = 1.5
+# How long a gateway that is not ready leaves new connections to whoever shares its port.
+HOLD_MAX_S = 10.0
 Feeder = Callable[[], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Gateway:
     def __init__(self, config: NodeConfig, control_socket: Path) -> None:
         self._identity = Identity(config.data_dir)
         self.takes_over = self._identity.beside_another
+        self._stopping = asyncio.Event()
         self.startup_error: Exception | None = None
         self.port: int | None = None
         self._auditor: Auditor | None = None
@@ -87,7 +90,7 @@ class Gateway:
             # Credentials are hashed under a number that only this process knows.
             auth_key=secrets.token_bytes(32) if config.auth.enable else None,
             share_port=self.takes_over,
-            listen_fd=config.listen_fd or None,
+            listen_fd=(config.listen_fd or None) if config.listener == "rust" else None,
             tls=(config.tls.cert, config.tls.key) if config.tls.enable else None,
         )
         control = Starlette(
@@ -145,8 +148,10 @@ class Gateway:
             registration.done,
         )
         getting_ready = asyncio.create_task(self._get_ready(functions, workers, feeders))
-        _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
         try:
+            if self._door is not None and (self.takes_over or self._config.listen_fd):
+                await self._hold(getting_ready)
+            _log.info("gateway %d listens on port %d", self._identity.gateway_id, self.port)
             yield
         finally:
             self.set_stopping()
@@ -192,15 +197,33 @@ class Gateway:
         self._door.start()
         return self._config.gateway_port
 
+    async def _hold(self, getting_ready: asyncio.Task[None]) -> None:
+        """Others may listen on the port: as the data plane's own listener, Granian, which listens
+        when the app has started, accepts nobody before he can be served."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait(
+            (getting_ready, stopping),
+            timeout=HOLD_MAX_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        stopping.cancel()
+
     def set_stopping(self) -> None:
         """Tell load balancers; whoever calls still is served until the app's lifespan ends."""
+        self._stopping.set()
         self._not_ready("the gateway is stopping")
         if self._workers is not None:
             self._workers.spare()
 
     async def leave(self) -> None:
         """Accept nobody any more. Returns when clients with kept connections have had time to send
-        their last request, which may be for the control routes; open calls run on."""
+        their last request, which may be for the control routes; open calls run on.
+
+        Granian accepts until it is stopped, so everybody is told to connect anew the next time."""
+        if self._door is not None:
+            self._door.leave()
+            await asyncio.sleep(LAST_REQUESTS_S)
+            return
         self._draining = asyncio.create_task(self.cut_calls(DRAIN_MS), name="drain")
         await asyncio.wait((self._draining,), timeout=LAST_REQUESTS_S)
 

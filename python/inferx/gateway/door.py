@@ -22,7 +22,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _HEALTH = ("/", "/healthz", "/readyz")
 _VERSIONS = {"1": b"HTTP/1.0", "1.0": b"HTTP/1.0"}
-_CLOSING = [(b"content-type", b"application/json"), (b"connection", b"close")]
+_CLOSE = (b"connection", b"close")
+# How long a client may go on with an upload that nobody reads any more.
+_LINGER_S = 1.0
 _BROKEN_STREAM = b'event: error\ndata: {"error": {"code": "worker_failed", "message": %s}}\n\n'
 
 
@@ -52,6 +54,29 @@ class _Call:
             await self.writable.wait()
 
 
+class _Body:
+    """A request's body as it comes, and whether it has ended."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._ended = message["type"] == "http.disconnect" or not message.get("more_body")
+        return message
+
+    async def linger(self) -> None:
+        """Throws away what still comes, for a while. Who is answered before has his stream reset,
+        which some clients take for a failure, though it is none (RFC 9113, 8.1). Often they owe no
+        more than the mark of the end, which they send in a frame of its own behind the last byte.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while not self._ended:
+                    await self()
+
+
 class AsgiDoor:
     """An ASGI app: calls go to `proxy`, everything else (lifespan, too) to `control`."""
 
@@ -60,11 +85,17 @@ class AsgiDoor:
         self._control = control
         self._door: Door | None = None
         self._calls: dict[int, _Call] = {}
+        self._leaving = False
 
     def start(self) -> None:
         """Begin; must be called on the running event loop."""
         self._door = self._proxy.open_door()
         asyncio.get_running_loop().add_reader(self._door.ready_fd, self._on_ready)
+
+    def leave(self) -> None:
+        """From now on each answer over HTTP/1 is the last one of its connection. The other versions
+        have words of their own for it, which the server says when it is stopped."""
+        self._leaving = True
 
     def stop(self) -> None:
         """End; no call may be open any more."""
@@ -79,9 +110,26 @@ class AsgiDoor:
                 call.writable.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _is_call(scope["method"], scope["path"]):
+        if scope["type"] != "http":
             await self._control(scope, receive, send)
             return
+        is_http_2 = scope["http_version"] == "2"
+
+        def answer(message: Message) -> Awaitable[None]:
+            if self._leaving and not is_http_2 and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], _CLOSE]}
+            return send(message)
+
+        body = _Body(receive)
+        if _is_call(scope["method"], scope["path"]):
+            await self._pass(scope, body, answer)
+        else:
+            await self._control(scope, body, answer)
+        if is_http_2:
+            await body.linger()
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands one call to the data plane."""
         call, first = await self._open(scope, receive)
         self._calls[call.call.id] = call
         upload = asyncio.create_task(_upload(call, first, receive))
@@ -189,5 +237,6 @@ async def _answer(call: _Call, send: Send) -> None:
 async def _refuse(send: Send, message: str) -> None:
     body = orjson.dumps({"error": {"code": "bad_request", "message": message}})
     length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": 400, "headers": [*_CLOSING, length]})
+    fields = [(b"content-type", b"application/json"), length, _CLOSE]
+    await send({"type": "http.response.start", "status": 400, "headers": fields})
     await send({"type": "http.response.body", "body": body, "more_body": False})

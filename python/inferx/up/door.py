@@ -39,11 +39,6 @@ class Door:
             "INFERX_STOPPING_FD": str(self._write),
         }
 
-    def leave(self) -> dict[str, str]:
-        """Leaves the port to the gateways."""
-        self._socket.close()
-        return {}
-
     def close(self) -> None:
         """Who waits to be accepted is refused now."""
         asyncio.get_running_loop().remove_reader(self._read)

@@ -93,9 +93,7 @@ class Supervisor:
         # Workers are kept when the agent is started again, and end only with the platform.
         environment["INFERX_STOP_PODS"] = "1"
         self._admin_key = self._find_admin_key(folder, environment)
-        # Granian binds a socket of its own, which does not outlive it.
-        keeps_port = self._settings.listener == "rust"
-        told = door.open() if keeps_port else door.leave()
+        told = door.open()
         for name in SERVICES:
             self._children[name] = Child(
                 name=name,
