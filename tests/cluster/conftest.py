@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.helpers.containerd_daemon import Containerd
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL_SERVER = ROOT / "tests" / "helpers" / "model_server.py"
 START_SECONDS = 60.0
@@ -178,6 +180,26 @@ def running_platform(folder: Path, *flags: str, **environment: str) -> Iterator[
     finally:
         code = platform.stop()
     assert code == 0, platform.output.read_text()
+
+
+@pytest.fixture(scope="session")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    daemon = Containerd(tmp_path_factory.mktemp("containerd"))
+    daemon.start()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def runtime(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Entries of node.json for a runtime that saves workers: runc, or what `ON_BOTH` says."""
+    name = getattr(request, "param", "runc")
+    if name == "runc":
+        yield {"runtime": name}
+        return
+    daemon: Containerd = request.getfixturevalue(name)
+    yield {"runtime": name, "containerSocket": str(daemon.socket)}
+    assert daemon.containers() == []
 
 
 @pytest.fixture(scope="module")

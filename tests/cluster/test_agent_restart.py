@@ -27,6 +27,7 @@ from tests.helpers.faulty_tools import FaultyTools
 from tests.helpers.runtime_kit import until
 
 ROOT = Path(__file__).resolve().parents[2]
+START_BOUND_S = 60.0  # on a machine that does ten other things
 PYTHONPATH = os.pathsep.join([str(ROOT), *(str(Path(entry).resolve()) for entry in sys.path)])
 MAIN = """
 import sys
@@ -71,7 +72,9 @@ class AgentProcess:
         self.state = ixmeta_pb2_grpc.IxMetaServiceStub(self._channels[1])
         listening = asyncio.gather(*(each.channel_ready() for each in self._channels))
         ended = asyncio.create_task(self.process.wait())
-        await asyncio.wait([ended, listening], timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            [ended, listening], timeout=START_BOUND_S, return_when=asyncio.FIRST_COMPLETED
+        )
         assert listening.done(), (self.folder / "agent.log").read_text()
         ended.cancel()
 

@@ -14,30 +14,24 @@ import httpx
 import pytest
 
 from inferx.agent.logs import PodLog
+from inferx.agent.runtimes.protocol import Worker, WorkerSpec
 from inferx.errors import BadRequest, StartFailed
 from tests.helpers.agent_node import alive
-from tests.helpers.containerd_daemon import Containerd
+from tests.helpers.containerd_daemon import CONTAINERD, Containerd
 from tests.helpers.docker_engine import DockerEngine, empty_root
 from tests.helpers.docker_engine import mounts as machine_mounts
 from tests.helpers.runtime_kit import ROOT, SERVER, Kit, answers, ask, leftovers, until
 
 # One daemon of each is enough: its tests stay in one process.
 DOCKER = pytest.param("docker", marks=pytest.mark.xdist_group("docker"))
-CONTAINERD = pytest.param("containerd", marks=pytest.mark.xdist_group("containerd"))
 RUNTIMES = ("process", "runc", DOCKER, CONTAINERD)
+ON_SAVING = pytest.mark.parametrize("kit", ["runc", CONTAINERD], indirect=True)
+ON_OTHERS = pytest.mark.parametrize("kit", ["process", DOCKER], indirect=True)
 
 
 @pytest.fixture(scope="session")
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
     daemon = DockerEngine(tmp_path_factory.mktemp("docker"))
-    daemon.start()
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture(scope="session")
-def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    daemon = Containerd(tmp_path_factory.mktemp("containerd"))
     daemon.start()
     yield daemon
     daemon.stop()
@@ -161,6 +155,87 @@ async def test_nothing_is_adopted_where_nothing_runs(kit: Kit) -> None:
     os.kill(pid, signal.SIGKILL)
     await until(lambda: not alive(pid), "the worker is dead")
     assert await kit.runtime.adopt(spec.folder, record) is None
+
+
+async def restored_from(
+    kit: Kit, worker: Worker, name: str, *mode: str
+) -> tuple[Worker, WorkerSpec]:
+    """A second worker, from an image of the first one."""
+    assert kit.runtime.checkpoints is not None
+    image = kit.folder / f"image-of-{name}"
+    image.mkdir()
+    await kit.runtime.checkpoints.save(worker, image)
+    spec = kit.spec(name, *mode, mem_mb=120)
+    return await kit.runtime.checkpoints.restore(spec, image), spec
+
+
+@ON_SAVING
+async def test_a_worker_is_saved_and_goes_on_twice(kit: Kit) -> None:
+    worker, spec = await kit.start("w1", "count")
+    assert (await ask(worker, spec, "/count"))["count"] == 1
+    second, second_spec = await restored_from(kit, worker, "w2", "count")
+    for each, its in ((worker, spec), (second, second_spec)):
+        assert (await ask(each, its, "/count"))["count"] == 2
+    assert second.host != worker.host
+    await until(lambda: "/count" in PodLog(second_spec.folder).tail(), "its output is in its log")
+    await second.freeze()
+    assert not await answers(second, second_spec)
+    assert (await ask(worker, spec, "/count"))["count"] == 3
+    await second.thaw()
+    await ask(second, second_spec, "/exit")
+    assert str(await asyncio.wait_for(second.exited, 30)) == "exited with code 7"
+    await asyncio.gather(second.stop(5), worker.stop(5))
+
+
+@ON_SAVING
+async def test_memory_of_a_restored_worker_is_limited(kit: Kit) -> None:
+    worker, spec = await kit.start("w1", "ok", "300")
+    await ask(worker, spec)
+    second, second_spec = await restored_from(kit, worker, "w2", "ok", "300")
+    with contextlib.suppress(httpx.TransportError):
+        await ask(second, second_spec, "/eat")
+    # `runc restore` has removed the control group, which tells why, before it returns.
+    assert str(await asyncio.wait_for(second.exited, 30)) == "killed by SIGKILL"
+    assert (await ask(worker, spec))["mode"] == "ok"
+    await asyncio.gather(second.stop(1), worker.stop(1))
+
+
+@ON_SAVING
+@pytest.mark.parametrize("recorded", [True, False], ids=["record", "no-record"])
+async def test_the_next_agent_adopts_a_restored_worker(kit: Kit, recorded: bool) -> None:
+    worker, spec = await kit.start("w1")
+    await ask(worker, spec)
+    second, second_spec = await restored_from(kit, worker, "w2")
+    engines = [str(each.record["engine"]) for each in (worker, second)]
+    assert engines == [kit.runtime.name, "runc"]
+    for each, its in ((worker, spec), (second, second_spec)):
+        each.let_go()
+        adopted = await kit.runtime.adopt(its.folder, dict(each.record) if recorded else {})
+        assert adopted is not None
+        assert adopted.record["engine"] == engines.pop(0)
+        assert (await ask(adopted, its))["mode"] == "ok"
+        await adopted.freeze()
+        await adopted.thaw()
+        await adopted.stop(5)
+        assert await kit.runtime.adopt(its.folder, {}) is None
+
+
+async def test_restored_workers_need_no_containerd(tmp_path: Path) -> None:
+    worker, spec = await Kit("runc", tmp_path).start("w1", "count")
+    await ask(worker, spec, "/count")
+    kit = Kit("containerd", tmp_path, socket=tmp_path / "nobody")
+    second, second_spec = await restored_from(kit, worker, "w2", "count")
+    second.let_go()
+    adopted = await kit.runtime.adopt(second_spec.folder, dict(second.record))
+    assert adopted is not None
+    assert (await ask(adopted, second_spec, "/count"))["count"] == 2
+    await asyncio.gather(adopted.stop(5), worker.stop(5))
+    assert leftovers(tmp_path) == []
+
+
+@ON_OTHERS
+async def test_the_other_runtimes_say_that_they_save_nothing(kit: Kit) -> None:
+    assert kit.runtime.checkpoints is None
 
 
 async def test_a_worker_of_an_image_sees_that_and_not_this_machine(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
 from tests.cluster.test_agent_restart import AgentProcess
 from tests.helpers.agent_node import Node, create_request, named, until_shown
+from tests.helpers.containerd_daemon import CONTAINERD, ON_BOTH
 from tests.helpers.faulty_tools import FaultyTools
 from tests.helpers.runtime_kit import leftovers
 
@@ -29,10 +31,12 @@ def tools(tmp_path: Path) -> FaultyTools:
 
 
 @pytest.fixture
-async def agent(tmp_path: Path, tools: FaultyTools) -> AsyncIterator[AgentProcess]:
+async def agent(
+    tmp_path: Path, tools: FaultyTools, runtime: dict[str, Any]
+) -> AsyncIterator[AgentProcess]:
     process = AgentProcess(tmp_path)
     config = json.loads((tmp_path / "node.json").read_text())
-    (tmp_path / "node.json").write_text(json.dumps({**config, "runtime": "runc"}))
+    (tmp_path / "node.json").write_text(json.dumps({**config, **runtime}))
     await process.start(PATH=tools.path)
     yield process
     tools.heal()
@@ -96,7 +100,15 @@ async def test_pods_are_shown_from_the_first_moment_on(
     assert (await agent.status("p1"))["state"] == "Standby"
 
 
-@pytest.mark.parametrize("what", ["runc-run", "runc-checkpoint"])
+@pytest.mark.parametrize(
+    ("what", "runtime"),
+    [
+        ("runc-run", "runc"),
+        ("runc-checkpoint", "runc"),
+        pytest.param("runc-checkpoint", "containerd", marks=CONTAINERD.marks),
+    ],
+    indirect=["runtime"],
+)
 async def test_killed_while_it_starts_or_saves_a_worker(
     agent: AgentProcess, tools: FaultyTools, what: str
 ) -> None:
@@ -104,6 +116,7 @@ async def test_killed_while_it_starts_or_saves_a_worker(
     await serves_again(agent)
 
 
+@ON_BOTH
 @pytest.mark.parametrize("what", ["criu-lazy-pages", "runc-restore"])
 async def test_killed_while_it_restores_a_worker(
     agent: AgentProcess, tools: FaultyTools, what: str
@@ -132,6 +145,7 @@ async def test_killed_while_it_parks_or_resumes(
     assert (await agent.status("p1"))["state"] == "Ready"
 
 
+@ON_BOTH
 async def test_restored_workers_outlive_their_agent(
     agent: AgentProcess, tools: FaultyTools
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from inferx import procfs
 from inferx.errors import InferxError
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
-from tests.cluster.test_snapshots import first_start, published, snapshots
+from tests.cluster.test_snapshots import entries, first_start, published, snapshots
 from tests.helpers.agent_node import Node, named
+from tests.helpers.containerd_daemon import ON_BOTH
 from tests.helpers.faulty_tools import FaultyTools
 from tests.helpers.runtime_kit import leftovers, network_state, until
 
@@ -26,9 +28,9 @@ def tools(tmp_path: Path) -> FaultyTools:
 
 
 @pytest.fixture
-async def node(tmp_path: Path, tools: FaultyTools) -> AsyncIterator[Node]:
+async def node(tmp_path: Path, tools: FaultyTools, runtime: dict[str, Any]) -> AsyncIterator[Node]:
     folder = tmp_path / "node"
-    async with Node(folder, runtime="runc", path=tools.path) as node:
+    async with Node(folder, path=tools.path, **entries(runtime)) as node:
         yield node
     assert leftovers(folder) == []
 
@@ -37,6 +39,7 @@ async def end(node: Node, pod_id: str) -> None:
     await call(node.pods.TerminatePod, pb.TerminatePodReq(**named(pod_id)))
 
 
+@ON_BOTH
 @pytest.mark.parametrize("fault", ["runc-checkpoint", "criu-swrk"])
 async def test_a_worker_that_cannot_be_saved_serves(
     node: Node, tools: FaultyTools, fault: str
@@ -62,6 +65,7 @@ async def first_start_again(node: Node) -> None:
     assert (await node.create("p2", "count")).start == "snapshot"
 
 
+@ON_BOTH
 @pytest.mark.parametrize("fault", ["runc-restore", "criu-lazy-pages", "criu-swrk"])
 async def test_a_restore_that_fails_becomes_a_cold_start(
     node: Node, tools: FaultyTools, fault: str

@@ -1,4 +1,4 @@
-"""Snapshots on a node with the runc runtime: taken, restored, shared, refused, removed."""
+"""Snapshots on a node with runc or containerd: taken, restored, shared, refused, removed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from inferx.rpc import ixmeta_pb2
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
 from tests.helpers.agent_node import Node, create_request, named, until_shown
+from tests.helpers.containerd_daemon import ON_BOTH
 from tests.helpers.runtime_kit import leftovers
 
 PATH = os.environ["PATH"]
 
 
+def entries(runtime: dict[str, Any]) -> dict[str, Any]:
+    """The entries of node.json as arguments of a Node."""
+    socket = runtime.get("containerSocket")
+    return {"runtime": runtime["runtime"], "container_socket": Path(socket) if socket else None}
+
+
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    async with Node(tmp_path, runtime="runc", path=PATH) as node:
+async def node(tmp_path: Path, runtime: dict[str, Any]) -> AsyncIterator[Node]:
+    async with Node(tmp_path, path=PATH, **entries(runtime)) as node:
         yield node
     assert leftovers(tmp_path) == []
 
@@ -52,6 +59,7 @@ async def first_start(node: Node, *mode: str) -> Path:
     return folder
 
 
+@ON_BOTH
 async def test_the_second_start_comes_from_the_snapshot_of_the_first(node: Node) -> None:
     first = await node.create("p0", "count")
     assert first.start == "cold"
@@ -78,6 +86,7 @@ async def test_the_scheduler_says_whether_a_worker_may_be_saved(node: Node) -> N
     await published(node)
 
 
+@ON_BOTH
 async def test_one_snapshot_runs_as_three_at_once(node: Node) -> None:
     await first_start(node, "count")
     ids = ("a", "b", "c")
@@ -89,6 +98,7 @@ async def test_one_snapshot_runs_as_three_at_once(node: Node) -> None:
         assert counts == list(range(1, calls + 1)), "each goes on from the image on its own"
 
 
+@ON_BOTH
 async def test_a_restored_worker_parks_resumes_and_keeps_its_files(node: Node) -> None:
     written = Path("/var/tmp") / f"inferx-{node.folder.name}"  # in the worker's own root
     await first_start(node, "write-file", str(written))

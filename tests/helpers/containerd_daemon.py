@@ -8,6 +8,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
+# One daemon is enough: its tests stay in one process.
+CONTAINERD = pytest.param("containerd", marks=pytest.mark.xdist_group("containerd"))
+# For tests of the `runtime` fixture: both ways to run a worker that can be saved.
+ON_BOTH = pytest.mark.parametrize("runtime", ["runc", CONTAINERD], indirect=True)
 DEADLINE_S = 60.0
 _CONFIG = """version = 2
 root = "{folder}/root"

@@ -126,6 +126,8 @@ def test_what_the_runtime_needs_is_missed(machine: Made, settings: NodeConfig) -
     for name in ("runc", "containerd"):
         chosen = replace(settings, runtime=name)
         assert one(runtime.check(machine, chosen), name).level == "fail"
+        for beside in ("runc", "iproute2"):
+            assert one(runtime.check(machine, chosen), beside).level == "fail"
         assert one(runtime.check(machine, settings), name).level == "none"
     for name, socket in ENGINE_SOCKETS.items():
         assert runtime.ENGINE_SOCKETS[name] == str(socket)

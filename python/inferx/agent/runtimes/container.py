@@ -198,6 +198,7 @@ class ContainerWorker:
             "pid": self._init,
             "supervisor_pid": self._supervisor,
             "container": self.container.name,
+            "engine": self.container.engine.name,
             "address": self.host,
             **(lazy.record if lazy is not None and not lazy.ended.done() else {}),
         }

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from inferx.agent.runtimes import tools
 
+NAMESPACE = "inferx"  # containerd's; runc's state of its containers lies in a folder of that name
+
 
 @dataclass(frozen=True)
 class ContainerState:
@@ -30,6 +32,7 @@ class ContainerState:
 class Engine(Protocol):
     """Commands of an engine; they raise ToolFailed."""
 
+    name: str
     environment: Mapping[str, str]
 
     def run(self, folder: Path, name: str) -> list[str]:
@@ -51,14 +54,20 @@ class Engine(Protocol):
     async def kill(self, name: str, signal: str) -> None:
         """Send a signal, such as TERM, to its first process."""
 
+    async def save(self, name: str, image: Path, work: Path) -> None:
+        """Have CRIU write its image, with CRIU's log in `work`; it runs on."""
+
     async def delete(self, name: str) -> None:
         """Kill and remove it; one that is not there is fine."""
 
 
 class RuncEngine:
-    """runc, with its state in a folder that no other program uses."""
+    """runc, with its state in a folder of ours."""
+
+    name = "runc"
 
     def __init__(self, program: str, state_root: Path, environment: Mapping[str, str]) -> None:
+        self.program = program
         self.environment = environment
         self._runc = (program, "--root", str(state_root))
 
@@ -73,39 +82,54 @@ class RuncEngine:
     async def is_started(self, name: str) -> bool:
         return True  # the number is written after the start
 
-    async def command(self, *arguments: str) -> str:
-        """Any other command."""
-        return await tools.run([*self._runc, *arguments], environment=self.environment)
-
     async def state(self, name: str) -> ContainerState | None:
         try:
-            state = json.loads(await self.command("state", name))
+            state = json.loads(await self._command("state", name))
         except tools.ToolFailed:
             return None
         return ContainerState(str(state["status"]), int(state["pid"]))
 
     async def pause(self, name: str) -> None:
-        await self.command("pause", name)
+        await self._command("pause", name)
 
     async def resume(self, name: str) -> None:
-        await self.command("resume", name)
+        await self._command("resume", name)
 
     async def kill(self, name: str, signal: str) -> None:
-        await self.command("kill", name, signal)
+        await self._command("kill", name, signal)
+
+    async def save(self, name: str, image: Path, work: Path) -> None:
+        places = ["--image-path", str(image), "--work-path", str(work)]
+        await self._command("checkpoint", "--leave-running", *places, name)
 
     async def delete(self, name: str) -> None:
-        await self.command("delete", "--force", name)
+        await self._command("delete", "--force", name)
+
+    async def _command(self, *arguments: str) -> str:
+        return await tools.run([*self._runc, *arguments], environment=self.environment)
 
 
 class CtrEngine:
-    """containerd through `ctr`, in a namespace of its own."""
+    """containerd through `ctr`, in a namespace of its own. Its shims use the given runc, with their
+    state below `runc_root`: so runc can be asked to save what they run."""
 
-    def __init__(self, program: str, socket: Path, environment: Mapping[str, str]) -> None:
+    name = "containerd"
+
+    def __init__(
+        self,
+        program: str,
+        socket: Path,
+        environment: Mapping[str, str],
+        runc: RuncEngine,
+        runc_root: Path,
+    ) -> None:
         self.environment = environment
-        self._ctr = (program, "--address", str(socket), "--namespace", "inferx")
+        self._ctr = (program, "--address", str(socket), "--namespace", NAMESPACE)
+        self._shims = ("--runc-binary", runc.program, "--runc-root", str(runc_root))
+        self._beneath = RuncEngine(runc.program, runc_root / NAMESPACE, runc.environment)
 
     def run(self, folder: Path, name: str) -> list[str]:
-        argv = [*self._ctr, "run", "--config", str(folder / "config.json")]
+        argv = [*self._ctr, "run", *self._shims, "--config", str(folder / "config.json")]
         return [*argv, "--pid-file", str(folder / "pid"), name]
 
     async def is_started(self, name: str) -> bool:
@@ -127,6 +151,10 @@ class CtrEngine:
 
     async def kill(self, name: str, signal: str) -> None:
         await self._command("tasks", "kill", "--signal", signal, name)
+
+    async def save(self, name: str, image: Path, work: Path) -> None:
+        # containerd's own way packs the image into its content store, which takes half a minute.
+        await self._beneath.save(name, image, work)
 
     async def delete(self, name: str) -> None:
         if await self.state(name) is not None:

@@ -45,22 +45,22 @@ class RuncRuntime(Boxes):
             "PATH": tool.path if tool is not None else path,
             "HOME": environment.get("HOME", "/root"),
         }
-        engine = RuncEngine(found, STATE_ROOT, given)
-        super().__init__(engine, places, environment)
+        self.engine = RuncEngine(found, STATE_ROOT, given)
+        super().__init__(self.engine, places, environment)
         STATE_ROOT.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.checkpoints: Checkpoints | None = None
         if tool is None:
             log.warning("no CRIU >= 4.2: no snapshots on this node; see scripts/install-criu")
         else:
-            self.checkpoints = RuncCheckpoints(self, engine, tool)
+            self.checkpoints = RuncCheckpoints(self, tool)
 
 
 class RuncCheckpoints:
-    """Saving and restoring through `runc checkpoint` and `runc restore`."""
+    """Saving and restoring through `runc checkpoint` and `runc restore`. What is restored is a
+    container of runc, whatever engine the saved one was run by."""
 
-    def __init__(self, runtime: RuncRuntime, engine: RuncEngine, tool: Criu) -> None:
+    def __init__(self, runtime: RuncRuntime, tool: Criu) -> None:
         self._runtime = runtime
-        self._engine = engine
         self._criu = tool
 
     def identity(self, launch: FunctionSpec) -> Mapping[str, Any]:
@@ -73,7 +73,7 @@ class RuncCheckpoints:
 
     async def save(self, worker: Worker, target: Path) -> None:
         if not isinstance(worker, ContainerWorker):
-            raise TypeError(f"not a container of runc: {worker!r}")
+            raise TypeError(f"not a container: {worker!r}")
         container = worker.container
         # 1. Whatever can be known to fail is found before the worker is paused.
         await asyncio.to_thread(criu.check_saveable, container.pids())
@@ -81,9 +81,8 @@ class RuncCheckpoints:
         criu.check_space(target, needed)
         # 2. The files that it wrote are stored while it is paused, together with its memory.
         container.configure_criu(RootFs(container.folder).save_command(target / UPPER))
-        places = ["--image-path", str(target), "--work-path", str(container.criu_work)]
         try:
-            await self._engine.command("checkpoint", "--leave-running", *places, container.name)
+            await container.engine.save(container.name, target, container.criu_work)
         except InferxError as error:
             reason = criu.reason(container.criu_work / "dump.log")
             raise InferxError(f"it cannot be saved: {reason or error.message}") from error
@@ -105,7 +104,7 @@ class RuncCheckpoints:
             verb = ("restore", "--lazy-pages", *places)
             return await launch(
                 container,
-                self._engine.start(container.folder, container.name, verb),
+                self._runtime.engine.start(container.folder, container.name, verb),
                 lambda: criu.reason(container.criu_work / "restore.log"),
             )
         except BaseException:

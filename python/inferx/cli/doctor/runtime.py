@@ -27,6 +27,8 @@ ENGINE_SOCKETS = {
     "containerd": "/run/containerd/containerd.sock",
     "docker": "/var/run/docker.sock",
 }
+# The programs that run a runtime's workers; containerd's shims and restored workers need runc.
+NEEDED = {"runc": ("runc",), "containerd": ("containerd", "runc")}
 # The first safe release of each line, newest line first.
 RUNC_SAFE: tuple[Version, ...] = ((1, 4, 0), (1, 3, 3), (1, 2, 8))
 RUNC_ESCAPES = "CVE-2024-21626 or CVE-2025-31133, -52565, -52881"
@@ -43,7 +45,7 @@ def check(machine: Machine, config: NodeConfig) -> Iterator[Finding]:
         if not machine.exists(socket):
             advice = f"start {config.runtime}, or name its socket in `containerSocket`"
             yield fail(f"{config.runtime} socket", f"no {socket}", advice)
-    if config.runtime == "runc":
+    if config.runtime in NEEDED:
         found = machine.program("ip")
         yield (
             ok("iproute2", found)
@@ -66,7 +68,7 @@ def is_safe(version: Version, lines: tuple[Version, ...]) -> bool:
 def _tool(
     machine: Machine, config: NodeConfig, name: str, safe: tuple[Version, ...], escapes: str
 ) -> Finding:
-    needed = config.runtime == name
+    needed = name in NEEDED.get(config.runtime, ())
     program = machine.program(name)
     if program is None:
         if needed:
