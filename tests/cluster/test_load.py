@@ -21,7 +21,7 @@ from bench import soak
 
 from .conftest import Platform, eventually, function, running_platform, start_platform
 
-RESTART_SECONDS = 30
+LOAD_SECONDS_MAX = 600  # the load is ended when the gateways have come and gone
 STREAMS, TOKENS, TOKEN_MS = 16, 60, 50
 CALLERS = 8  # half of them over kept connections
 
@@ -115,9 +115,10 @@ def ask_on_one_connection(url: str, over: threading.Event) -> int:
 
 
 @pytest.mark.xdist_group("load")
-def test_gateways_come_and_go_under_load_and_no_call_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("listener", ["rust", "granian"])
+def test_gateways_come_and_go_under_load_and_no_call_fails(tmp_path: Path, listener: str) -> None:
     """SIGUSR1 asks for another gateway; SIGTERM to a gateway, twice, makes the next one start."""
-    platform = start_platform(tmp_path / "inferx", "--gpus", "3x1000")
+    platform = start_platform(tmp_path / "inferx", "--gpus", "3x1000", "--listener", listener)
     over = threading.Event()
 
     def another_serves(before: int) -> bool:
@@ -128,7 +129,8 @@ def test_gateways_come_and_go_under_load_and_no_call_fails(tmp_path: Path) -> No
     with ExitStack() as stack:
         stack.callback(lambda: _stopped(platform))
         soak.deploy(platform)
-        running = stack.enter_context(soak.load(platform, RESTART_SECONDS, users=8))
+        running = stack.enter_context(soak.load(platform, LOAD_SECONDS_MAX, users=8))
+        stack.callback(running.terminate)
         pool = stack.enter_context(ThreadPoolExecutor(3))
         stack.callback(over.set)
         others = [
@@ -136,7 +138,7 @@ def test_gateways_come_and_go_under_load_and_no_call_fails(tmp_path: Path) -> No
             for each in (call_on_fresh_connections, call_on_fresh_connections,
                          ask_on_one_connection)
         ]  # fmt: skip
-        eventually(lambda: platform.metric("inferx_calls_total") > 50, what="the load runs")
+        eventually(lambda: platform.metric("inferx_calls_total") > 50, 60.0, "the load runs")
         gateway = platform.children()["gateway"]
         platform.process.send_signal(signal.SIGUSR1)
         said = "has taken over"
@@ -147,7 +149,8 @@ def test_gateways_come_and_go_under_load_and_no_call_fails(tmp_path: Path) -> No
             os.kill(gateway, signal.SIGTERM)
         eventually(partial(another_serves, gateway), 60.0, "the last gateway serves")
         assert running.poll() is None, "the load still runs"
-        running.wait(120)
+        running.terminate()
+        running.wait(60)
         over.set()
         assert min(task.result(60.0) for task in others) > 0
         said = f"gateway (process {gateway}) ended with exit code 0"

@@ -71,9 +71,10 @@ def run(config):
     server.serve_forever()
 """
 SERVICES = ("statesvc", "scheduler", "nodeagent", "gateway")
+DEADLINE_S = 90.0  # a machine full of tests takes many seconds to start an interpreter
 
 
-def eventually(check: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(check: Callable[[], Any], seconds: float = DEADLINE_S) -> Any:
     """The first true value of `check`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -149,7 +150,7 @@ def platform(tmp_path: Path) -> Iterator[Up]:
     for process in running.started:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+            process.communicate(timeout=DEADLINE_S)
         elif process.stderr is not None:
             process.stderr.close()
     # What the services of a killed supervisor had started is nobody's any more.
@@ -159,7 +160,7 @@ def platform(tmp_path: Path) -> Iterator[Up]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and the rest of the output."""
-    _, output = process.communicate(timeout=30)
+    _, output = process.communicate(timeout=DEADLINE_S)
     return process.returncode, output
 
 
