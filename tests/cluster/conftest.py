@@ -32,7 +32,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(check: Callable[[], Any], seconds: float = 20.0, what: str = "condition") -> Any:
+def eventually(check: Callable[[], Any], seconds: float = 60.0, what: str = "condition") -> Any:
     """The first true value of `check`, which is asked until the deadline."""
     deadline = time.monotonic() + seconds
     last: object = None

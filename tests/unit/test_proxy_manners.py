@@ -33,7 +33,8 @@ async def test_a_stalled_reader_costs_no_memory() -> None:
 
 async def test_tokens_flow_while_the_interpreter_lock_is_held() -> None:
     gap_ms, sent_gap_ms = await manners.lock_held(LOCK_HELD_MS)
-    assert gap_ms < GAP_MS, f"sent with gaps up to {sent_gap_ms:.0f} ms"
+    # What a busy machine sends late can come no earlier.
+    assert gap_ms - sent_gap_ms < GAP_MS, f"{gap_ms:.0f} ms, sent with up to {sent_gap_ms:.0f} ms"
 
 
 async def test_ten_thousand_parked_calls_are_cheap_and_answered_in_order() -> None:
