@@ -16,7 +16,7 @@ from inferx.errors import NotFound
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call
 from tests.cluster.test_agent_restart import AgentProcess
-from tests.helpers.agent_node import Node, create_request, named, until_shown
+from tests.helpers.agent_node import Node, alive, create_request, named, until_shown
 from tests.helpers.containerd_daemon import CONTAINERD, ON_BOTH
 from tests.helpers.faulty_tools import FaultyTools
 from tests.helpers.runtime_kit import leftovers
@@ -156,6 +156,21 @@ async def test_restored_workers_outlive_their_agent(
     await agent.start(PATH=tools.path)
     assert await settled(agent, "p1") == "Ready"
     assert (await create(agent, "p2")).start == "snapshot", "the snapshot is found again"
+
+
+async def test_a_worker_is_not_ended_because_nobody_can_say_that_it_runs(
+    agent: AgentProcess, tools: FaultyTools
+) -> None:
+    await create(agent, "p1")
+    await agent.end(signal.SIGKILL)
+    tools.fail("runc-state")
+    with pytest.raises(AssertionError, match=r"pod p1 cannot be found: .*made-to-fail"):
+        await agent.start(PATH=tools.path)
+    assert await agent.process.wait() == 1
+    assert alive(agent.pid("p1"))
+    tools.heal()
+    await agent.start(PATH=tools.path)
+    assert await settled(agent, "p1") == "Ready"
 
 
 async def test_memory_and_descriptors_stay_flat_over_parking(tmp_path: Path) -> None:

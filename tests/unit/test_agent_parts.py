@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -15,6 +16,7 @@ from inferx.agent.housekeeping import ENDED_KEPT_MAX, Housekeeper
 from inferx.agent.ledger import Ledger
 from inferx.agent.logs import FILE_BYTES_MAX, PodLog
 from inferx.agent.probe import prompt_body
+from inferx.agent.runtimes.limits import Limits, read_group
 from inferx.agent.spec import coerce, expand, parse_alloc, parse_launch
 from inferx.config import SimulatedGpu
 from inferx.domain.function import SampleQuery
@@ -23,6 +25,25 @@ from inferx.errors import BadRequest, InvalidState, NoCapacity, StaleEpoch, Unav
 
 def two_gpus() -> list[Device]:
     return discover((SimulatedGpu("Sim", 2, 10_000),), "Auto")
+
+
+# ---- control groups ----
+
+
+def test_a_control_group_that_is_just_removed_reads_as_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel answers for a file that was opened before; the group's worker has ended."""
+
+    def read(file: Path) -> str:
+        number = errno.EIO if file.name == "broken" else errno.ENODEV
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_text", read)
+    limits = Limits([str(tmp_path)])
+    assert (limits.pids(), limits.out_of_memory()) == (set(), "")
+    with pytest.raises(OSError, match="Input/output"):
+        read_group(tmp_path / "broken")
 
 
 # ---- ledger ----

@@ -195,6 +195,8 @@ class Manager:
         """Find the pods of the agent's former life again: live ones go on, the others are ended.
 
         Their VRAM is counted before anything new can ask for it; probes run in the background.
+        Raises Unavailable when the node cannot say what runs: whoever serves without that knowledge
+        shows live pods as gone, and gives their VRAM to others.
         """
         for folder in sorted(self._folder.iterdir()):
             if not folder.is_dir():
@@ -205,6 +207,8 @@ class Manager:
                     await self._adopt(folder, record)
                 else:
                     await self._clear(folder, {})
+            except Unavailable as error:
+                raise Unavailable(f"pod {folder.name} cannot be found: {error.message}") from error
             except InferxError as error:
                 log.error("pod %s cannot be adopted: %s", folder.name, error)
         await self._clear_memory()

@@ -21,6 +21,7 @@ from inferx.agent.logs import PodLog
 from inferx.agent.runtimes import criu, processes, tools
 from inferx.agent.runtimes.criu import LazyPages
 from inferx.agent.runtimes.engine import Engine
+from inferx.agent.runtimes.limits import read_group
 from inferx.agent.runtimes.network import PodNetwork, PodNetworks
 from inferx.agent.runtimes.protocol import Exit
 from inferx.agent.runtimes.rootfs import RootFs
@@ -82,30 +83,25 @@ class Container:
     def pids(self) -> list[int]:
         """Its processes, as this machine numbers them."""
         for group in self._groups("freezer"):
-            try:
-                return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
-            except FileNotFoundError:
-                continue
+            text = read_group(group / "cgroup.procs")
+            if text is not None:
+                return [int(pid) for pid in text.split()]
         return []
 
     def memory_bytes(self) -> int:
         """What it holds in memory; 0 when the node does not tell."""
         for group in self._groups("memory"):
             for name in ("memory.current", "memory.usage_in_bytes"):
-                try:
-                    return int((group / name).read_text())
-                except FileNotFoundError:
-                    continue
+                text = read_group(group / name)
+                if text is not None:
+                    return int(text)
         return 0
 
     def out_of_memory(self) -> str:
         """A sentence when the kernel killed something of it for its memory limit, else nothing."""
         for group in self._groups("memory"):
             for name in ("memory.events", "memory.oom_control"):
-                try:
-                    lines = (group / name).read_text().splitlines()
-                except FileNotFoundError:
-                    continue
+                lines = (read_group(group / name) or "").splitlines()
                 if any(line.startswith("oom_kill ") and line[9:] != "0" for line in lines):
                     return "over its memory limit, resources.Mem"
         return ""
@@ -151,12 +147,18 @@ class Container:
                     raise InferxError(f"container {self.name} stays: {error.message}") from error
             left = await asyncio.to_thread(procfs.find_argument, *self.mark)
             left = [pid for pid in left if (found := procfs.stat(pid)) and found.is_live]
-            if not left and await self.engine.state(self.name) is None:
+            if not left and await self._is_gone():
                 return
             if time.monotonic() > deadline:
                 raise InferxError(f"container {self.name} survives: processes {left}")
             processes.kill_each(left)
             await asyncio.sleep(GONE_POLL_S)
+
+    async def _is_gone(self) -> bool:
+        try:
+            return await self.engine.state(self.name) is None
+        except tools.ToolFailed:
+            return False  # for all that is known it may be there
 
     def _groups(self, controller: str) -> list[Path]:
         below = f"inferx/{self.name}"

@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Whether a container that has a first process runs its own program."""
 
     async def state(self, name: str) -> ContainerState | None:
-        """The container as it is now; None when the engine does not know it."""
+        """The container as it is now; None when the engine does not know it, and only then."""
 
     async def pause(self, name: str) -> None:
         """Freeze all its processes."""
@@ -69,6 +69,7 @@ class RuncEngine:
     def __init__(self, program: str, state_root: Path, environment: Mapping[str, str]) -> None:
         self.program = program
         self.environment = environment
+        self._state_root = state_root
         self._runc = (program, "--root", str(state_root))
 
     def run(self, folder: Path, name: str) -> list[str]:
@@ -85,8 +86,12 @@ class RuncEngine:
     async def state(self, name: str) -> ContainerState | None:
         try:
             state = json.loads(await self._command("state", name))
-        except tools.ToolFailed:
-            return None
+        except tools.ToolFailed as error:
+            # A folder without content is what a start that was cut off leaves behind.
+            unknown = "does not exist" in error.message
+            if unknown or not (self._state_root / name).exists():
+                return None
+            raise
         return ContainerState(str(state["status"]), int(state["pid"]))
 
     async def pause(self, name: str) -> None:

@@ -6,6 +6,7 @@ Must never fail a start because a limit cannot be set: what is not enforced is s
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,20 +71,14 @@ class Limits:
         """Processes under the limits, those included that left the worker's process group."""
         found: set[int] = set()
         for folder in self.folders:
-            try:
-                found.update(int(pid) for pid in (folder / "cgroup.procs").read_text().split())
-            except FileNotFoundError:
-                continue
+            found.update(int(pid) for pid in (read_group(folder / "cgroup.procs") or "").split())
         return found
 
     def out_of_memory(self) -> str:
         """A sentence when the kernel killed something for the memory limit, else nothing."""
         for folder in self.folders:
             for name in ("memory.events", "memory.oom_control"):
-                try:
-                    lines = (folder / name).read_text().splitlines()
-                except FileNotFoundError:
-                    continue
+                lines = (read_group(folder / name) or "").splitlines()
                 if any(line.startswith("oom_kill ") and line[9:] != "0" for line in lines):
                     return "over its memory limit, resources.Mem"
         return ""
@@ -120,6 +115,18 @@ class Limits:
         if folder not in self.folders:
             self.folders.append(folder)
         return True
+
+
+def read_group(file: Path) -> str | None:
+    """What a file of a control group says; None when the group is not there, or is just going."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # it was removed between the opening and the reading
+            return None
+        raise
 
 
 def _own_group(controller: str) -> tuple[Path | None, bool]:

@@ -121,6 +121,7 @@ class Runtime(Protocol):
         """The running worker of a record, or None when it is gone (nothing is left of it then).
 
         An empty record means that it was never written: the worker of that folder is looked for.
+        Raises Unavailable when it cannot be known whether it runs.
         """
 
     async def close(self) -> None:
