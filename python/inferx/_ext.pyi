@@ -489,6 +489,9 @@ class Proxy:
         `late`: it was waited for until the time was over. Then only calls whose own time is over
         get the error, and `need_worker` comes again for those that are younger."""
 
+    def explain_wait(self, function: str, message: str) -> None:
+        """What `why_waiting` asks for: calls that have waited in vain tell it to their clients."""
+
     def set_verdict(
         self, digest: bytes, principal: str, tag: str, grants: list[str], lifetime_ms: int
     ) -> None:
@@ -536,6 +539,7 @@ class Proxy:
         | tuple[str, str, int]
         | tuple[str, str, int, str]
         | tuple[str, bytes, str]
+        | tuple[str, str]
     ]:
         """All events since the last call.
 
@@ -543,7 +547,8 @@ class Proxy:
         `("worker_failed", function, lease_id, reason)`; the workers of the latter two are out of
         rotation already. `("worker_trimmed", function, lease_id, slots)`: so many slots are left.
         `("need_verdict", digest, credential)`: a credential that is not known; the calls with it
-        wait.
+        wait. `("why_waiting", function)`: calls are about to have waited in vain; the reason is
+        wanted, by `explain_wait`.
         """
 
     def count_records_in(self, path: Path) -> None:

@@ -74,6 +74,7 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
         self.leases: list[pb.LeaseWorkerReq] = []
         self.returns: list[pb.ReturnWorkerReq] = []
         self.kills: list[pb.KillPodReq] = []
+        self.reason = ""  # why requests for workers wait
         self.refreshes = 0
         self.watchers: list[asyncio.Queue[ixmeta_pb2.Obj]] = []
 
@@ -115,6 +116,11 @@ class FakeScheduler(na_pb2_grpc.SchedulerServiceServicer, ixmeta_pb2_grpc.IxMeta
         await self._answering("ReturnWorker")
         self.returns.append(request)
         return pb.ReturnWorkerResp()
+
+    async def ExplainWait(self, request: pb.ExplainWaitReq, context: Any) -> pb.ExplainWaitResp:
+        await self._answering("ExplainWait")
+        told = [pb.WaitReason(function=one, reason=self.reason) for one in request.functions]
+        return pb.ExplainWaitResp(reasons=told if self.reason else [])
 
     async def KillPod(self, request: pb.KillPodReq, context: Any) -> pb.KillPodResp:
         self.kills.append(request)

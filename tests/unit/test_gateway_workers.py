@@ -138,3 +138,25 @@ async def test_stopping_gives_everything_back(tmp_path: Path) -> None:
         scheduler = up.scheduler
     assert [returned.id for returned in scheduler.returns] == ["pod1"]
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".sock")]
+
+
+async def test_who_waits_for_less_than_the_policy_allows_hears_why_too(up: Platform) -> None:
+    await up.function()
+    up.scheduler.granting.clear()
+    up.scheduler.reason = "no node fits (too_little_gpu_memory: 1)"
+    patient = asyncio.create_task(up.http.get(CALL))
+    await up.parked(1)
+
+    async def impatient() -> str:
+        answer = await up.http.get(CALL, headers={"X-Inferx-Timeout": "0.5"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "queue_timeout")
+        return str(answer.json()["error"]["message"])
+
+    async with asyncio.timeout(20):
+        while "too_little_gpu_memory: 1" not in await impatient():
+            pass  # on a busy machine the reason may come too late for the first one
+    assert len(up.scheduler.leases) == 1, "the request for a worker was left alone"
+    async with RawWorker(echo) as worker:
+        up.scheduler.worker_port = worker.port
+        up.scheduler.granting.set()
+        assert (await patient).status_code == 200

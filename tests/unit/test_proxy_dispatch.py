@@ -215,6 +215,23 @@ async def test_a_lease_that_is_late_answers_only_those_whose_time_is_over(rig: R
         assert (await young.message()).status == 200
 
 
+async def test_who_waits_for_less_than_the_policy_allows_hears_why_too(rig: Rig) -> None:
+    rig.function(queue_timeout_ms=60_000)
+    patient = await rig.request()
+    impatient = await rig.request(headers="X-Inferx-Timeout: 0.3\r\n")
+    assert await rig.event("why_waiting") == ("why_waiting", "t/n/f")
+    rig.proxy.explain_wait("t/n/f", "every GPU is taken")
+    rig.proxy.explain_wait("t/n/other", "nobody asked")
+    await impatient.message()  # on a busy machine it may have left before that was said
+    answer = await rig.call(headers="X-Inferx-Timeout: 0.05\r\n")
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (504, "queue_timeout")
+    assert error["message"].endswith("every GPU is taken")
+    async with RawWorker(echo) as worker:
+        rig.add(worker.port)
+        assert (await patient.message()).status == 200, "its own time is not over"
+
+
 async def test_a_lease_that_fails_is_no_matter_while_others_serve(rig: Rig) -> None:
     rig.function(parallel=1, wait_ratio=0.0)
     async with RawWorker() as worker:

@@ -277,6 +277,23 @@ async def test_a_slow_start_ends_at_the_deadline(cluster: Cluster) -> None:
     assert [verb for verb, _ in cluster.agent.asked] == ["create"], "the start went on meanwhile"
 
 
+async def test_why_requests_wait_is_told_before_their_time_is_over(cluster: Cluster) -> None:
+    for name in ("a", "b", "c"):
+        await cluster.function(name, vram_mb=23_000)
+    await cluster.lease("a")
+    await cluster.lease("b")  # both GPUs
+    waiting = asyncio.create_task(cluster.lease("c"))
+    await until(lambda: cluster.scheduler.brain.stats()["tickets"] == 1)
+    names = [pb.FunctionName(tenant="t", namespace="n", funcname=name) for name in "abcx"]
+    request = pb.ExplainWaitReq(gateway_id=GATEWAY, functions=names)
+    answer = await client.call(cluster.gateway.ExplainWait, request)
+    (told,) = answer.reasons
+    assert told.function.funcname == "c"
+    assert "too_little_gpu_memory: 1" in told.reason
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
 async def test_a_caller_that_leaves_takes_its_ticket_along(cluster: Cluster) -> None:
     await cluster.function("f")
     cluster.agent.gate.clear()

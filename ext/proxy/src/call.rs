@@ -26,6 +26,8 @@ use crate::tunnel;
 use crate::upstream::{Line, Upstream};
 
 const ATTEMPTS_MAX: u32 = 3;
+/// A call that waits in vain asks so long before its end for the reason.
+const WHY_LEAD: Duration = Duration::from_millis(200);
 
 /// The body of a call as the routes found it.
 pub(crate) enum Body {
@@ -203,9 +205,22 @@ async fn park(
         // Boxed, because it is rare and would make every parked call larger.
         return Box::pin(park_aloud(client, call, waiter, deadline)).await;
     }
+    let last = last_moment(deadline);
+    if let Some(slot) = wait(client, &mut waiter, last).await {
+        return slot;
+    }
+    waiter.ask_why();
     wait(client, &mut waiter, deadline)
         .await
         .unwrap_or_else(|| Err(Failure::Reject(waiter.too_late())))
+}
+
+/// When a call that must have a slot by then asks why it has none: late, for it is the latest
+/// reason that counts, and early enough for an answer. Calls that have the policy's whole time
+/// hear of the request for their worker before that.
+fn last_moment(deadline: Instant) -> Instant {
+    let left = deadline.saturating_duration_since(Instant::now());
+    deadline - WHY_LEAD.min(left / 2)
 }
 
 /// Waits in line and tells the client where it stands.
@@ -220,11 +235,21 @@ async fn park_aloud(
     if client.begun.is_none() && !progress::begin(client, &call.head, id, !call.keep_alive).await {
         return Err(Failure::Gone);
     }
+    let last = last_moment(deadline);
+    let mut asked = false;
     loop {
         if !progress::comment(client, &waiter, started.elapsed()).await {
             return Err(Failure::Gone);
         }
-        let until = deadline.min(Instant::now() + progress::COMMENT_EVERY);
+        let mut until = deadline.min(Instant::now() + progress::COMMENT_EVERY);
+        if !asked && last <= until {
+            if let Some(slot) = wait(client, &mut waiter, last).await {
+                return slot;
+            }
+            waiter.ask_why();
+            asked = true;
+            until = deadline;
+        }
         if let Some(slot) = wait(client, &mut waiter, until).await {
             return slot;
         }

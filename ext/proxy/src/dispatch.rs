@@ -62,8 +62,10 @@ struct State {
     /// Leases asked for and not answered yet.
     requested: u32,
     backoff_until: Option<Instant>,
-    /// Why the last lease that was asked for could not be had, until one is.
+    /// Why the last lease that was asked for could not be had, or is not there yet, until one is.
     refusal: Option<Cow<'static, str>>,
+    /// When the reason was asked for last.
+    why_asked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,7 @@ impl Function {
                 requested: 0,
                 backoff_until: None,
                 refusal: None,
+                why_asked: None,
             }),
         }
     }

@@ -46,6 +46,11 @@ pub enum Event {
         /// What was seen.
         reason: String,
     },
+    /// Calls of a function will have waited in vain in a moment: why, is to be told.
+    WhyWaiting {
+        /// `tenant/namespace/function`.
+        function: Arc<str>,
+    },
     /// A credential came that no verdict is known for.
     NeedVerdict {
         /// Names the credential in the answer.

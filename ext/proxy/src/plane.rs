@@ -306,6 +306,13 @@ impl Plane {
         }
     }
 
+    /// Says why calls of a function wait; see [`Function::explain_wait`].
+    pub fn explain_wait(&self, key: &str, message: String) {
+        if let Some(function) = self.core.routes.find(key) {
+            function.explain_wait(message);
+        }
+    }
+
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(running) = self.running().as_ref() {
             running.runtime.spawn(task);

@@ -240,6 +240,10 @@ impl Proxy {
         self.plane.fail_lease(function, revision, &error, late);
     }
 
+    fn explain_wait(&self, function: &str, message: String) {
+        self.plane.explain_wait(function, message);
+    }
+
     fn set_verdict(
         &self,
         digest: [u8; 32],
@@ -355,6 +359,7 @@ fn convert_event(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyAny>> {
         } => ("worker_failed", &*function, lease_id, reason)
             .into_pyobject(py)?
             .into_any(),
+        Event::WhyWaiting { function } => ("why_waiting", &*function).into_pyobject(py)?.into_any(),
         Event::NeedVerdict { digest, credential } => {
             let digest = PyBytes::new(py, &digest);
             ("need_verdict", digest, credential.reveal())

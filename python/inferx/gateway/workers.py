@@ -32,6 +32,7 @@ LEASES_LIVE_S = 9.0
 RETURN_TRIES_S = 30.0
 _RPC_TIMEOUT_S = 5.0
 _HEARTBEAT_TIMEOUT_S = 2.0
+_EXPLAIN_TIMEOUT_S = 1.0  # the calls that want to know have less time than that
 # A request for a worker ends so long before the calls that wait for it, to tell them why.
 _ANSWER_LEAD_S = 0.25
 _BACKOFF_MIN_S = 0.05
@@ -92,6 +93,7 @@ class Workers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._doubt = asyncio.Event()
         self._news = asyncio.Event()  # something that a heartbeat should tell at once
+        self._puzzled: set[Key] = set()  # functions whose calls are about to have waited in vain
         self._presence: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -127,6 +129,10 @@ class Workers:
             if (lease := self.leases.get(event[2])) is not None:
                 self.leases[event[2]] = replace(lease, slots=event[3])
                 self._news.set()
+        elif kind == "why_waiting":
+            self._puzzled.add(split(name))
+            if len(self._puzzled) == 1:
+                self._spawn(self._explain())
         elif kind == "worker_failed":
             _log.warning("worker of %s failed: %s", name, event[3])
             self._spawn(self._give_back(event[2], True))
@@ -239,6 +245,25 @@ class Workers:
             retry_after_ms=error.retry_after_ms,
             late=late,
         )
+
+    async def _explain(self) -> None:
+        """Tell the data plane why calls wait, for all functions of which it asked by then."""
+        puzzled, self._puzzled = self._puzzled, set()
+        names = [
+            pb.FunctionName(tenant=tenant, namespace=namespace, funcname=name)
+            for tenant, namespace, name in puzzled
+        ]
+        request = pb.ExplainWaitReq(gateway_id=self._gateway_id, functions=names)
+        try:
+            answer = await self._link.call("ExplainWait", request, _EXPLAIN_TIMEOUT_S)
+        except InferxError as error:
+            for key in puzzled:
+                why = f"the scheduler does not say what for: {error.message}"
+                self._proxy.explain_wait(join(key), why)
+            return
+        for told in answer.reasons:
+            key = (told.function.tenant, told.function.namespace, told.function.funcname)
+            self._proxy.explain_wait(join(key), told.reason)
 
     def _address(self, key: Key, answer: pb.LeaseWorkerResp) -> tuple[str, int]:
         """Where the worker listens: on its host, or under an address of its own."""

@@ -177,6 +177,40 @@ class LeaseShare(_message.Message):
     slots: int
     def __init__(self, lease_id: _Optional[str] = ..., slots: _Optional[int] = ...) -> None: ...
 
+class ExplainWaitReq(_message.Message):
+    __slots__ = ("gateway_id", "functions")
+    GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
+    FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    gateway_id: int
+    functions: _containers.RepeatedCompositeFieldContainer[FunctionName]
+    def __init__(self, gateway_id: _Optional[int] = ..., functions: _Optional[_Iterable[_Union[FunctionName, _Mapping]]] = ...) -> None: ...
+
+class ExplainWaitResp(_message.Message):
+    __slots__ = ("error", "reasons")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    reasons: _containers.RepeatedCompositeFieldContainer[WaitReason]
+    def __init__(self, error: _Optional[str] = ..., reasons: _Optional[_Iterable[_Union[WaitReason, _Mapping]]] = ...) -> None: ...
+
+class FunctionName(_message.Message):
+    __slots__ = ("tenant", "namespace", "funcname")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    FUNCNAME_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    namespace: str
+    funcname: str
+    def __init__(self, tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., funcname: _Optional[str] = ...) -> None: ...
+
+class WaitReason(_message.Message):
+    __slots__ = ("function", "reason")
+    FUNCTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    function: FunctionName
+    reason: str
+    def __init__(self, function: _Optional[_Union[FunctionName, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class KillPodReq(_message.Message):
     __slots__ = ("tenant", "namespace", "funcname", "fprevision", "id")
     TENANT_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class SchedulerServiceStub:
                 request_serializer=inferx_dot_rpc_dot_na__pb2.RefreshGatewayReq.SerializeToString,
                 response_deserializer=inferx_dot_rpc_dot_na__pb2.RefreshGatewayResp.FromString,
                 _registered_method=True)
+        self.ExplainWait = channel.unary_unary(
+                '/na.SchedulerService/ExplainWait',
+                request_serializer=inferx_dot_rpc_dot_na__pb2.ExplainWaitReq.SerializeToString,
+                response_deserializer=inferx_dot_rpc_dot_na__pb2.ExplainWaitResp.FromString,
+                _registered_method=True)
         self.KillPod = channel.unary_unary(
                 '/na.SchedulerService/KillPod',
                 request_serializer=inferx_dot_rpc_dot_na__pb2.KillPodReq.SerializeToString,
@@ -88,6 +93,12 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainWait(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def KillPod(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -116,6 +127,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.RefreshGateway,
                     request_deserializer=inferx_dot_rpc_dot_na__pb2.RefreshGatewayReq.FromString,
                     response_serializer=inferx_dot_rpc_dot_na__pb2.RefreshGatewayResp.SerializeToString,
+            ),
+            'ExplainWait': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainWait,
+                    request_deserializer=inferx_dot_rpc_dot_na__pb2.ExplainWaitReq.FromString,
+                    response_serializer=inferx_dot_rpc_dot_na__pb2.ExplainWaitResp.SerializeToString,
             ),
             'KillPod': grpc.unary_unary_rpc_method_handler(
                     servicer.KillPod,
@@ -231,6 +247,33 @@ class SchedulerService:
             '/na.SchedulerService/RefreshGateway',
             inferx_dot_rpc_dot_na__pb2.RefreshGatewayReq.SerializeToString,
             inferx_dot_rpc_dot_na__pb2.RefreshGatewayResp.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainWait(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/na.SchedulerService/ExplainWait',
+            inferx_dot_rpc_dot_na__pb2.ExplainWaitReq.SerializeToString,
+            inferx_dot_rpc_dot_na__pb2.ExplainWaitResp.FromString,
             options,
             channel_credentials,
             insecure,

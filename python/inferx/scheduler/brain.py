@@ -126,6 +126,11 @@ class Brain:
 
     # ---- views ----
 
+    def why_waiting(self, key: Key) -> str | None:
+        """Why requests for a function's workers wait; None when none does."""
+        found = self._core.waiting(*key)
+        return None if found is None else found[1]
+
     def pods(self) -> list[dict[str, Any]]:
         """Every pod of the core."""
         return self._core.pods()

@@ -84,6 +84,16 @@ class SchedulerServicer(na_pb2_grpc.SchedulerServiceServicer):
             if slots is not None
         ]
 
+    async def ExplainWait(self, request: pb.ExplainWaitReq, context: Any) -> pb.ExplainWaitResp:
+        """Why calls wait whose own time is over before that of the request for their worker."""
+        self._require()
+        reasons = []
+        for function in request.functions:
+            key = (function.tenant, function.namespace, function.funcname)
+            if (why := self._brain.why_waiting(key)) is not None:
+                reasons.append(pb.WaitReason(function=function, reason=why))
+        return pb.ExplainWaitResp(reasons=reasons)
+
     async def KillPod(self, request: pb.KillPodReq, context: Any) -> pb.KillPodResp:
         """Ends a pod, whatever it does."""
         self._require()

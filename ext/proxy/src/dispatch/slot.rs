@@ -76,6 +76,11 @@ impl Waiter {
         self.function.place(self.ticket)
     }
 
+    /// The call will leave in a moment and should be able to say why.
+    pub(crate) fn ask_why(&self) {
+        self.function.ask_why();
+    }
+
     /// The error of a call that waited for too long.
     pub(crate) fn too_late(&self) -> Reject {
         let mut message = format!("no worker of {} became free in time", self.function.key);

@@ -18,6 +18,9 @@ const LEASE_BACKOFF: Duration = Duration::from_secs(1);
 /// time does, so that the answer still says why (`gateway/workers.py`).
 const LATE_WITHIN: Duration = Duration::from_millis(500);
 
+/// The reason of a wait is asked for at most so often, however many calls run out of time.
+const WHY_EVERY: Duration = Duration::from_millis(100);
+
 impl Function {
     /// Replaces the definition. Parked calls stay; workers of an older revision only finish.
     pub(crate) fn update(self: &Arc<Self>, definition: Definition) {
@@ -204,6 +207,26 @@ impl Function {
             .map_or(LEASE_BACKOFF, Duration::from_millis);
         state.backoff_until = Some(Instant::now() + pause);
         Some(pause)
+    }
+
+    /// A call will have waited in vain in a moment: asks why, for all that wait.
+    pub(super) fn ask_why(&self) {
+        let mut state = self.lock();
+        let asked = state.why_asked.map(|at| at.elapsed());
+        if asked.is_none_or(|ago| ago >= WHY_EVERY) {
+            state.why_asked = Some(Instant::now());
+            self.hub.outbox.push(Event::WhyWaiting {
+                function: self.key.clone(),
+            });
+        }
+    }
+
+    /// What those who wait do so for, as of now; they wait on, and hear it if it was in vain.
+    pub(crate) fn explain_wait(&self, message: String) {
+        let mut state = self.lock();
+        if !state.waiting.is_empty() {
+            state.refusal = Some(message.into());
+        }
     }
 
     /// Looks again whether more workers are needed, after a pause.
