@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from inferx.errors import NoCapacity, StartFailed
+from inferx.gateway.workers import Workers
 from tests.helpers.gateway_kit import Platform, platform, until
 from tests.helpers.proxy_kit import RawWorker, echo
 
@@ -160,3 +161,23 @@ async def test_who_waits_for_less_than_the_policy_allows_hears_why_too(up: Platf
         up.scheduler.worker_port = worker.port
         up.scheduler.granting.set()
         assert (await patient).status_code == 200
+
+
+async def test_presence_goes_on_whatever_went_wrong_once(
+    up: Platform, worker: RawWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await up.function()
+    hear, failed = Workers._hear, asyncio.Event()
+
+    def broken(self: Workers, sent: float) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("this test says so")
+        hear(self, sent)
+
+    monkeypatch.setattr(Workers, "_hear", broken)
+    async with asyncio.timeout(20):
+        await failed.wait()
+    connects = len(up.scheduler.connects)
+    await until(lambda: len(up.scheduler.connects) > connects, "it was not announced again")
+    assert (await up.http.get(CALL)).status_code == 200

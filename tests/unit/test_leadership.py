@@ -245,3 +245,26 @@ async def test_a_leader_that_cannot_keep_its_lead_for_whatever_reason_ends(
         assert "ValueError: this test says so" in (await scheduler.failed).message
     scheduler._state.leases.call = call  # type: ignore[method-assign]
     await scheduler.stop()
+
+
+async def test_a_presence_goes_on_whatever_went_wrong_once(config: NodeConfig) -> None:
+    state, lapses = State(config.state_svc_addrs), []
+    obj = codec.new("gateway", ("system", "system", "g1"), {"spec": {"gateway_id": "1"}})
+    presence = Presence(state, obj, 1000, lambda: lapses.append(True))
+    call, faults = state.leases.call, [ValueError("this test says so")]
+
+    async def broken(method: str, request: Any, timeout_s: float = 5.0) -> Any:
+        if method == "Keep" and faults:
+            raise faults.pop()
+        return await call(method, request, timeout_s)
+
+    state.leases.call = broken  # type: ignore[method-assign]
+    running = asyncio.create_task(presence.run())
+    async with asyncio.timeout(20):
+        await until(lambda: bool(lapses))
+        await presence.present.wait()
+    assert presence.valid()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await presence.withdraw()
+    await state.close()

@@ -70,9 +70,14 @@ class Pump:
         unpacker = msgpack.Unpacker(max_buffer_size=0)
         unpacker.feed(self._proxy.take_records())
         for number, record in enumerate(unpacker, 1):
-            found = dict(zip(_FIELDS, record, strict=True))
-            self._on_record(found)
-            _write(found)
+            try:
+                found = dict(zip(_FIELDS, record, strict=True))
+                self._on_record(found)
+                _write(found)
+            except Exception:
+                # Whatever is wrong with it: those after it are to be accounted for, too.
+                _log.exception("a record of the data plane")
+                self._on_lost(1)
             if number % _PORTION == 0:
                 await asyncio.sleep(0)
         if (lost := self._proxy.records_lost) > self._lost:

@@ -326,6 +326,10 @@ class Workers:
                 if self._has_lapsed(time.monotonic()):
                     self.drop_all("no scheduler answers, they may be in other hands by now")
                 backoff_s = await self._rest(backoff_s, replaced)
+            except Exception:
+                # Whatever it was: without heartbeats no call would reach a worker any more.
+                _log.exception("keeping present at the scheduler")
+                backoff_s = await self._rest(backoff_s, replaced)
 
     async def _in_doubt(self, replaced: asyncio.Event) -> bool:
         """Rest until the next heartbeat; True when somebody saw the scheduler change."""
