@@ -391,6 +391,21 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_a_function_at_the_end_is_sent_away() {
+        let desk = desk();
+        let key = FuncKey {
+            tenant: "t".to_owned(),
+            namespace: "n".to_owned(),
+            name: "f".to_owned(),
+        };
+        let mut early = desk.learn(key.clone());
+        desk.close();
+        let mut late = desk.learn(key);
+        assert!(matches!(early.try_recv(), Ok(Err(_))));
+        assert!(matches!(late.try_recv(), Ok(Err(_))));
+    }
+
+    #[test]
     fn orders_and_refusals_are_told_once() {
         let desk = desk();
         let key = FuncKey {

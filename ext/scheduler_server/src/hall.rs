@@ -126,6 +126,11 @@ impl Hall {
     /// may be older than what they know of.
     pub(crate) fn learn(&mut self, key: FuncKey) -> oneshot::Receiver<Learned> {
         let (sender, receiver) = oneshot::channel();
+        if self.closed {
+            // Nobody will read it; the receiver is still at hand.
+            let _ = sender.send(Err(Refused::stopping()));
+            return receiver;
+        }
         let number = match self.unread.get(&key) {
             Some(number) => *number,
             None => {

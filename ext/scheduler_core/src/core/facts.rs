@@ -159,6 +159,8 @@ impl Core {
                 self.refuse_all(now_ms, func, &Refusal::new("disabled", why));
             }
             self.retire_all_unwanted(now_ms, func);
+            // The tenant may have wanted idle pods kept that nothing else would look at again.
+            self.arm_idle_pods(now_ms, func);
             self.dirty.insert(func);
         }
     }

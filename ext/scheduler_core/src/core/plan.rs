@@ -373,7 +373,8 @@ impl Core {
     }
 
     /// A tenant at its limit makes room for itself: its idle pod that was unused longest leaves,
-    /// unless one is leaving already or nobody waits for the start.
+    /// unless one is leaving already or nobody waits for the start. One that is just ready stays
+    /// for a while, as everywhere.
     fn relieve_tenant(&mut self, now_ms: u64, tenant: &str, func: FuncId) {
         if self.tickets.waiting(func) == 0 {
             return;
@@ -385,7 +386,10 @@ impl Core {
         }
         let mut idle: Vec<PodIx> = pods
             .into_iter()
-            .filter(|ix| self.is_evictable(self.pod(*ix)))
+            .filter(|ix| {
+                let pod = self.pod(*ix);
+                self.is_evictable(pod) && self.is_resident(now_ms, pod)
+            })
             .collect();
         idle.sort_by_key(|ix| (self.pod(*ix).used_ms, *ix));
         for ix in idle {

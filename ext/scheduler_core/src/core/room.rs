@@ -84,6 +84,11 @@ impl Core {
         idle && pod.op.is_none() && pod.held_until_ms.is_none()
     }
 
+    /// It was ready for the minimum time, and may make room for others.
+    pub(super) fn is_resident(&self, now_ms: u64, pod: &Pod) -> bool {
+        pod.ready_ms + self.config.residence_min_ms <= now_ms
+    }
+
     /// The cheapest sufficient victims on a node for `request`, sparing `keep`.
     pub(super) fn make_room(
         &self,
@@ -112,13 +117,12 @@ impl Core {
     /// Which pods of a node may go, and how: idle ones parked where that is allowed, as many of a
     /// function as it has beyond its minimum; standby ones ended.
     fn candidates(&self, now_ms: u64, node: NodeId, keep: Option<PodIx>) -> Vec<Victim> {
-        let is_resident = |pod: &Pod| pod.ready_ms + self.config.residence_min_ms <= now_ms;
         let (mut idle, mut found) = (Vec::new(), Vec::new());
         for ix in self.pods_on.get(&node).into_iter().flatten() {
             let pod = self.pod(*ix);
             if Some(*ix) == keep {
                 continue;
-            } else if self.is_evictable(pod) && is_resident(pod) {
+            } else if self.is_evictable(pod) && self.is_resident(now_ms, pod) {
                 idle.push(*ix);
             } else if pod.state == State::Standby && pod.op.is_none() {
                 found.push(self.victim(now_ms, *ix, Deed::EndStandby));

@@ -8,7 +8,8 @@ use super::model::FuncId;
 
 impl Core {
     /// How many slots a lease may keep because another gateway waits for some of its function; 0 =
-    /// none, it goes back. None when nobody else waits. A gateway's older leases are kept first.
+    /// none, it goes back. None when nobody else waits. What
+    /// a gateway keeps is counted over its leases in the order of their ids.
     pub fn share(&self, lease_id: u64) -> Option<u32> {
         let id = self.leases.resolve(lease_id)?;
         let lease = self.leases.get(id)?;
@@ -47,14 +48,15 @@ impl Core {
         let held = self.held_by_gateway(func);
         let holders: BTreeSet<i64> = held.keys().copied().collect();
         let contenders = holders.union(&waiting).count().max(1) as u64;
-        let share = (self.slots_running(func) / contenders) as u32;
+        let share = self.slots_running(func) / contenders;
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
         let of = |id: &i64| held.get(id).copied().unwrap_or(0);
         let poorest = waiting.iter().map(of).min()?;
         Some(match poorest {
             // (2)
             0 => share,
             // (3)
-            slots => share.max(slots + 1),
+            slots => share.max(slots.saturating_add(1)),
         })
     }
 
@@ -66,7 +68,8 @@ impl Core {
             }
             for lease in self.leases.of_pod(*ix) {
                 if let Some(lease) = self.leases.get(lease) {
-                    *held.entry(lease.gateway).or_default() += lease.slots;
+                    let sum: &mut u32 = held.entry(lease.gateway).or_default();
+                    *sum = sum.saturating_add(lease.slots);
                 }
             }
         }

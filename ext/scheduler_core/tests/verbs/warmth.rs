@@ -1,7 +1,7 @@
 //! Keeping warm: parked when no call is expected, resumed ahead of need, and no thrashing.
 
 use scheduler_core::messages::{Effect, Fact};
-use scheduler_core::model::{Config, Policy};
+use scheduler_core::model::{Config, Policy, Tenant};
 use scheduler_core::pod::State;
 
 use crate::story::World;
@@ -116,4 +116,46 @@ fn the_function_that_is_called_often_is_not_the_victim() {
     world.queued("new");
     let order = world.start();
     assert_eq!(order.park[0].key.name, "once");
+}
+
+#[test]
+fn a_replica_that_its_tenant_no_longer_keeps_is_parked() {
+    let mut world = World::new(1);
+    let policy = Policy {
+        min_replica: 1,
+        ..Policy::default()
+    };
+    world.function("f", 1, 14_000, policy);
+    let order = world.start();
+    world.started(&order.pod);
+    world.wait(60_000);
+    assert_eq!(world.states(), [State::Idle], "its policy keeps it");
+    let tenant = Tenant {
+        min_replica_cap: Some(0),
+        ..Tenant::default()
+    };
+    let name = "t".to_owned();
+    world.observe(Fact::Tenant { name, tenant });
+    world.wait(10_000);
+    assert_eq!(world.park().key.name, "f");
+}
+
+#[test]
+fn a_tenant_at_its_limit_swaps_its_pods_no_more_often_than_others() {
+    let mut world = World::with(2, config(Some(600_000)));
+    let tenant = Tenant {
+        replicas_max: Some(1),
+        ..Tenant::default()
+    };
+    let name = "t".to_owned();
+    world.observe(Fact::Tenant { name, tenant });
+    for name in ["f", "g"] {
+        world.function(name, 1, 14_000, Policy::default());
+    }
+    let lease = world.running("f");
+    world.give_back(lease);
+    world.queued("g");
+    assert_eq!(world.core.effects(), [], "f became ready just now");
+    world.wait(1_000);
+    assert_eq!(world.park().key.name, "f");
 }
