@@ -5,7 +5,7 @@
 //! and when a verb ends, what the index says of the noted nodes is derived from their ledgers
 //! again. An answer of the index counts only once the ledger confirms it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Index;
 
 use crate::ledger::Ledger;
@@ -23,7 +23,16 @@ pub struct Fleet {
     noted: BTreeSet<NodeId>,
     /// GPU types that some node had, in lower case.
     kinds: BTreeSet<String>,
+    /// Nodes that the index cannot express.
+    strange: usize,
+    /// What requests were told that no node takes, and when.
+    refusals: HashMap<Request, (u64, NoFit)>,
 }
+
+/// How long a count of refusals stands for those who ask for the same (ms). It explains, and
+/// decides nothing; to count anew asks every node.
+const REFUSALS_KEPT_MS: u64 = 250;
+const REFUSALS_MAX: usize = 1_024;
 
 /// A node in the index; none where it has more GPUs or types than the index knows of.
 #[derive(Debug)]
@@ -48,6 +57,8 @@ impl Fleet {
             numbers: BTreeMap::new(),
             noted: BTreeSet::new(),
             kinds: BTreeSet::new(),
+            strange: 0,
+            refusals: HashMap::new(),
         }
     }
 }
@@ -117,15 +128,34 @@ impl Fleet {
     /// reason.
     pub fn choose(&mut self, request: &Request, now_ms: u64) -> Result<(NodeId, Holding), NoFit> {
         self.refresh(now_ms);
-        if let Some(found) = self.by_index(request) {
-            return Ok(found);
+        if let Some(asked) = self.translate(request) {
+            match self.placer.decide(&asked) {
+                Some(choice) => {
+                    if let Some(found) = self.confirm(&choice, request) {
+                        return Ok(found);
+                    }
+                }
+                None if self.strange == 0 => {
+                    if let Some((told_ms, no_fit)) = self.refusals.get(request)
+                        && now_ms < told_ms + REFUSALS_KEPT_MS
+                    {
+                        return Err(no_fit.clone());
+                    }
+                }
+                None => {}
+            }
         }
         // Either no node fits, and the refusals have to be counted, or the index cannot express it.
-        place(
-            self.nodes.iter().map(|(id, node)| (*id, node)),
-            request,
-            now_ms,
-        )
+        let nodes = self.nodes.iter().map(|(id, node)| (*id, node));
+        let found = place(nodes, request, now_ms);
+        if let Err(no_fit) = &found {
+            if self.refusals.len() >= REFUSALS_MAX {
+                self.refusals.clear();
+            }
+            let told = (now_ms, no_fit.clone());
+            self.refusals.insert(request.clone(), told);
+        }
+        found
     }
 
     /// The same among some nodes only, those that have a snapshot for instance.
@@ -152,12 +182,6 @@ impl Fleet {
             .iter()
             .filter_map(|id| Some((*id, self.nodes.get(id)?)));
         place(nodes, request, now_ms).ok()
-    }
-
-    fn by_index(&mut self, request: &Request) -> Option<(NodeId, Holding)> {
-        let asked = self.translate(request)?;
-        let choice = self.placer.decide(&asked)?;
-        self.confirm(&choice, request)
     }
 
     /// What the ledger says to an answer of the index.
@@ -209,19 +233,26 @@ impl Fleet {
             .cluster_mut()
             .add_node(spec_of(&node.name, &capacity))
             .ok();
-        if let Some(entry) = entry {
-            self.numbers.insert(entry, id);
+        match entry {
+            Some(entry) => _ = self.numbers.insert(entry, id),
+            None => self.strange += 1,
         }
         self.indexed.insert(id, Indexed { entry, capacity });
+        self.refusals.clear();
     }
 
     fn drop_entry(&mut self, id: NodeId) {
-        let entry = self.indexed.remove(&id).and_then(|known| known.entry);
-        if let Some(entry) = entry {
-            self.numbers.remove(&entry);
-            let dropped = self.placer.cluster_mut().remove_node(entry);
-            dropped.expect("the index has the node");
-        }
+        let Some(known) = self.indexed.remove(&id) else {
+            return;
+        };
+        self.refusals.clear();
+        let Some(entry) = known.entry else {
+            self.strange -= 1;
+            return;
+        };
+        self.numbers.remove(&entry);
+        let dropped = self.placer.cluster_mut().remove_node(entry);
+        dropped.expect("the index has the node");
     }
 
     /// The request in the terms of the index, or nothing where it has none for it.
@@ -267,6 +298,12 @@ impl Fleet {
             "every node was indexed"
         );
         assert_eq!(cluster.nodes().count(), self.numbers.len(), "and no other");
+        let strange = self.indexed.values().filter(|known| known.entry.is_none());
+        assert_eq!(
+            strange.count(),
+            self.strange,
+            "nodes that it cannot express"
+        );
         for (id, node) in &self.nodes {
             let (name, known) = (&node.name, &self.indexed[id]);
             assert_eq!(

@@ -34,6 +34,8 @@ pub struct Lease {
 struct Cell {
     generation: u32,
     lease: Option<Lease>,
+    /// The id under which its gateway knows the lease from a former scheduler process.
+    announced: Option<u64>,
 }
 
 /// What one gateway holds; kept while the gateway is known, so that a lease costs no allocation.
@@ -51,7 +53,7 @@ pub struct Leases {
     cells: Vec<Cell>,
     free: Vec<u32>,
     /// Ids of a former scheduler process under which gateways still know their leases.
-    announced: BTreeMap<u64, LeaseId>,
+    announced: HashMap<u64, LeaseId>,
     by_gateway: BTreeMap<i64, Held>,
     by_pod: BTreeMap<PodIx, Vec<LeaseId>>,
     live: usize,
@@ -70,7 +72,7 @@ impl Leases {
             first_generation: hash & ((1 << GENERATION_BITS) - 1),
             cells: Vec::new(),
             free: Vec::new(),
-            announced: BTreeMap::new(),
+            announced: HashMap::new(),
             by_gateway: BTreeMap::new(),
             by_pod: BTreeMap::new(),
             live: 0,
@@ -85,6 +87,7 @@ impl Leases {
                 self.cells.push(Cell {
                     generation: self.first_generation,
                     lease: None,
+                    announced: None,
                 });
                 (self.cells.len() - 1) as u32
             }
@@ -105,6 +108,7 @@ impl Leases {
 
     /// Lets `old`, an id of a former process, stand for `id`.
     pub fn announce(&mut self, old: u64, id: LeaseId) {
+        self.cells[id.cell()].announced = Some(old);
         self.announced.insert(old, id);
     }
 
@@ -145,12 +149,13 @@ impl Leases {
     /// Ends a lease.
     pub fn remove(&mut self, id: LeaseId) -> Option<Lease> {
         self.get(id)?;
-        let lease = self.cells[id.cell()].lease.take()?;
+        let cell = &mut self.cells[id.cell()];
+        let lease = cell.lease.take()?;
+        if let Some(old) = cell.announced.take() {
+            self.announced.remove(&old);
+        }
         self.free.push(id.cell() as u32);
         self.live -= 1;
-        if !self.announced.is_empty() {
-            self.announced.retain(|_, known| *known != id);
-        }
         if let Some(held) = self.by_gateway.get_mut(&lease.gateway) {
             held.leases.remove(&id);
             held.requests.remove(&lease.request_id);
@@ -197,6 +202,17 @@ impl Leases {
     /// A pod is gone; it has no lease any more.
     pub fn forget_pod(&mut self, pod: PodIx) {
         self.by_pod.remove(&pod);
+    }
+
+    /// Panics where ids of a former process do not stand for live leases; for tests.
+    pub fn check(&self) {
+        let own = self.cells.iter().filter_map(|cell| cell.announced);
+        assert_eq!(own.count(), self.announced.len(), "announced ids");
+        for (old, id) in &self.announced {
+            let cell = &self.cells[id.cell()];
+            assert!(self.get(*id).is_some(), "{old} stands for a live lease");
+            assert_eq!(cell.announced, Some(*old), "and that lease for it");
+        }
     }
 
     /// Number of live leases.

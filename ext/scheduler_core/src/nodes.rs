@@ -36,7 +36,7 @@ pub struct Capacity {
 }
 
 /// The GPU part of a request: `count` GPUs of one type with `vram_mib` on each (0 = whole GPUs).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub struct GpuRequest {
     pub kind: String,
@@ -46,7 +46,7 @@ pub struct GpuRequest {
 }
 
 /// What a pod needs on one node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub struct Request {
     pub cpu_millis: u64,

@@ -103,6 +103,7 @@ impl Core {
     }
 
     fn check_leases(&self) {
+        self.leases.check();
         let mut leases = 0;
         for (ix, pod) in &self.pods {
             let of_pod = self.leases.of_pod(*ix);

@@ -138,6 +138,9 @@ impl Core {
         }
         let tenant = &function.key.tenant;
         let limit = self.tenants.get(tenant)?.queue_len_max?;
+        if self.tickets.len() < limit.max(1) as usize {
+            return None; // whoever they are of
+        }
         let of_tenant = |t: &Ticket| self.functions[&t.func].key.tenant == *tenant;
         let waiting = self
             .tickets

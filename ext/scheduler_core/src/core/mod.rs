@@ -24,11 +24,11 @@ mod warmth;
 mod ways;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::fleet::Fleet;
 use crate::lease::Leases;
-use crate::nodes::NodeId;
+use crate::nodes::{NodeId, Request};
 use crate::pod::{Event, next};
 use crate::queue::Tickets;
 use messages::{Effect, PodRef};
@@ -75,6 +75,9 @@ pub struct Core {
     pods: BTreeMap<PodIx, Pod>,
     /// Where room can be made, and where it is being made.
     idle_order: IdleOrder,
+    shortlist: Option<Vec<PodIx>>,
+    /// Requests for which no room can be made, within one turn of `settle`.
+    no_room: HashSet<Request>,
     leaving_on: BTreeMap<NodeId, u32>,
     /// Pods that ended here: late news of them is answered with another order to end them instead
     /// of adopting them.
@@ -124,6 +127,8 @@ impl Core {
             pod_ids: BTreeMap::new(),
             pods: BTreeMap::new(),
             idle_order: IdleOrder::default(),
+            shortlist: None,
+            no_room: HashSet::new(),
             leaving_on: BTreeMap::new(),
             tombstones: BTreeSet::new(),
             tombstone_order: std::collections::VecDeque::new(),
@@ -167,6 +172,7 @@ impl Core {
                 return;
             }
             let batch = std::mem::take(&mut self.dirty);
+            self.no_room.clear();
             for func in self.by_turn(batch) {
                 self.serve(now_ms, func);
             }

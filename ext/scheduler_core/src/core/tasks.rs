@@ -113,6 +113,13 @@ pub struct Task {
     pub due_ms: Option<u64>,
 }
 
+impl Task {
+    /// Whether the node can restore that revision of the function.
+    fn restores(&self, revision: i64) -> bool {
+        self.state == TaskState::Done && self.revision == revision
+    }
+}
+
 impl Config {
     /// Back-off after this many attempts in a row that failed.
     fn snapshot_backoff(&self, failures: u32) -> u64 {
@@ -359,16 +366,15 @@ impl Core {
     pub(super) fn holders(&self, func: FuncId) -> impl Iterator<Item = (NodeId, SnapshotTier)> {
         let function = &self.functions[&func];
         let tasks = function.tasks.iter();
-        let done = tasks.filter(|(_, task)| {
-            task.state == TaskState::Done && task.revision == function.revision
-        });
+        let done = tasks.filter(|(_, task)| task.restores(function.revision));
         done.map(|(node, task)| (*node, task.tier))
     }
 
     /// Where a node has the snapshot of the current revision.
     pub(super) fn tier_on(&self, func: FuncId, node: NodeId) -> Option<SnapshotTier> {
-        let mut holders = self.holders(func);
-        holders.find_map(|(holder, tier)| (holder == node).then_some(tier))
+        let revision = self.functions[&func].revision;
+        let task = self.task(func, node)?;
+        task.restores(revision).then_some(task.tier)
     }
 
     fn find_task(&self, key: &FuncKey, node: &str) -> Option<(FuncId, NodeId)> {

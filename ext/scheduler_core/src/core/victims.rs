@@ -9,6 +9,9 @@
 //! The order is a log: a pod that becomes idle is written at its end, at most once in
 //! `RELIST_MS`, so that a warm function that is called all the time costs nothing here.
 //!
+//! Those of the order that may leave are picked out once for all functions that look for room after
+//! one event; and where one found none, nobody who asks for the same looks again.
+//!
 //! It must never choose a victim; `room` does.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -45,6 +48,10 @@ impl Core {
     pub(super) fn list_moved(&mut self, now_ms: u64, ix: PodIx, before: Option<State>) {
         let pod = &self.pods[&ix];
         let (node, state, listed_ms) = (pod.node, pod.state, pod.listed_ms);
+        if may_leave(state) {
+            self.shortlist = None;
+            self.no_room.clear();
+        }
         if before.is_some_and(leaves) != leaves(state) {
             self.count_leaving(node, leaves(state));
         }
@@ -110,13 +117,45 @@ impl Core {
     }
 
     /// The node on which making room costs least, of those asked; ties go by name.
-    pub(super) fn cheapest_room(&self, now_ms: u64, request: &Request) -> Option<(NodeId, Room)> {
+    pub(super) fn cheapest_room(
+        &mut self,
+        now_ms: u64,
+        request: &Request,
+    ) -> Option<(NodeId, Room)> {
+        if self.no_room.contains(request) {
+            return None;
+        }
+        let shortlist = self.shortlist.take().unwrap_or_else(|| self.may_leave());
+        let best = self.cheapest_of(now_ms, request, &shortlist);
+        self.shortlist = Some(shortlist);
+        if best.is_none() {
+            self.no_room.insert(request.clone());
+        }
+        best
+    }
+
+    /// The pods that may leave now, in the order in which they were not used longest.
+    fn may_leave(&self) -> Vec<PodIx> {
+        let listed = self.idle_order.0.iter();
+        let counts = listed.filter(|(listed_ms, ix)| {
+            let known = self.pods.get(ix);
+            let known = known.filter(|pod| pod.listed_ms == Some(*listed_ms));
+            known.is_some_and(|pod| may_leave(pod.state) || self.breaks(Fault::EvictBusy))
+        });
+        counts.map(|(_, ix)| *ix).collect()
+    }
+
+    fn cheapest_of(
+        &self,
+        now_ms: u64,
+        request: &Request,
+        shortlist: &[PodIx],
+    ) -> Option<(NodeId, Room)> {
         let mut asked: HashSet<NodeId> = HashSet::new();
         let mut best: Option<(NodeId, Room)> = None;
         let mut rooms = 0;
-        for (listed_ms, ix) in &self.idle_order.0 {
-            let known = self.pods.get(ix);
-            let Some(pod) = known.filter(|pod| pod.listed_ms == Some(*listed_ms)) else {
+        for ix in shortlist {
+            let Some(pod) = self.pods.get(ix) else {
                 continue;
             };
             let candidate = may_leave(pod.state) || self.breaks(Fault::EvictBusy);

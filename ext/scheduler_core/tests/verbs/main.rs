@@ -1,5 +1,6 @@
 //! What each verb of the core promises, told as small stories.
 
+mod crowd;
 mod fairness;
 mod leases;
 mod pods;
