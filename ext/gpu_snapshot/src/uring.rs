@@ -43,9 +43,14 @@ impl ReadQueue {
         self.in_flight
     }
 
+    /// Reads that have a place at once.
+    pub(crate) fn depth(&self) -> usize {
+        self.flying.len()
+    }
+
     /// Whether `push` would find a place.
     pub(crate) fn has_room(&self) -> bool {
-        self.in_flight < self.flying.len()
+        self.in_flight < self.depth()
     }
 
     /// System calls so far.
@@ -53,7 +58,7 @@ impl ReadQueue {
         self.calls
     }
 
-    /// Notes a read of `len` bytes; it starts with the next `wait`. The buffer comes back when it
+    /// Notes a read of `len` bytes; it starts with the next `enter`. The buffer comes back when it
     /// is too short or the queue is full.
     pub(crate) fn push(
         &mut self,
@@ -86,8 +91,12 @@ impl ReadQueue {
         Ok(())
     }
 
-    /// Starts what was pushed and waits until `count` reads have ended.
-    pub(crate) fn wait(&mut self, count: usize) -> io::Result<()> {
+    /// Starts what was pushed and waits until `count` reads have ended; no system call where there
+    /// is nothing to do.
+    pub(crate) fn enter(&mut self, count: usize) -> io::Result<()> {
+        if count == 0 && self.ring.submission().is_empty() {
+            return Ok(());
+        }
         loop {
             self.calls += 1;
             match self.ring.submit_and_wait(count.min(self.in_flight)) {
@@ -117,7 +126,7 @@ impl ReadQueue {
 impl Drop for ReadQueue {
     fn drop(&mut self) {
         while self.in_flight > 0 {
-            if self.wait(self.in_flight).is_err() {
+            if self.enter(self.in_flight).is_err() {
                 // The kernel may still write there, so that the memory must stay.
                 return self.flying.drain(..).for_each(std::mem::forget);
             }

@@ -19,6 +19,7 @@ use std::time::Duration;
 fn uring() -> Options {
     Options {
         backend: Backend::Uring,
+        readers: 8,
         ..options()
     }
 }

@@ -5,13 +5,10 @@ use super::plan::Part;
 use super::restore::Engine;
 use crate::Error;
 use crate::uring::{Done, ReadQueue};
+use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Reads under way at most: 32 MiB of parts of the usual length.
-const IN_FLIGHT_MAX: usize = 8;
-
-/// A queue for as many reads as there are slots; `None` where the kernel or the storage has no
-/// place for one.
+/// A queue for `depth` reads at once; `None` where the kernel or the storage has no place for one.
 pub(super) fn open(engine: &Engine<'_>, depth: usize) -> Option<ReadQueue> {
     let reads = &engine.plan.reads;
     let all = reads.iter().all(|first| {
@@ -22,41 +19,50 @@ pub(super) fn open(engine: &Engine<'_>, depth: usize) -> Option<ReadQueue> {
         return None;
     }
     // A refusal is no failure: the other backend does the same work, and the report says so.
-    ReadQueue::new(depth.min(IN_FLIGHT_MAX)).ok()
+    ReadQueue::new(depth).ok()
 }
 
-/// Reads, checks and copies until nothing is left or all stops. Half of the reads under way are
-/// waited for at once, so that the other half keeps the disk busy while their bytes are checked.
+/// Reads, checks and copies until nothing is left or all stops. Half of the reads are waited for
+/// at once, and as many are started again before their bytes are checked: some disks, virtual ones
+/// above all, tell of reads only when nothing is left to do, and would stand still meanwhile.
 pub(super) fn read_all(engine: &Engine<'_>, mut reads: ReadQueue, timeout: Duration) {
+    let mut unchecked = VecDeque::new();
     let mut first = true;
     loop {
         while let Some(completion) = engine.queue.reap(Duration::ZERO) {
             engine.take_in(completion);
         }
-        fill(engine, &mut reads);
-        if reads.in_flight() == 0 {
-            if engine.lock().in_flight == 0 || !engine.reap_one(timeout) {
-                break;
-            }
-            continue;
+        if reads.in_flight() <= reads.depth() / 2 {
+            fill(engine, &mut reads);
         }
-        // The first chunk goes to the device at once, the others in batches.
-        let want = if first {
-            1
-        } else {
-            (reads.in_flight() / 2).max(1)
+        let want = match (unchecked.is_empty(), first) {
+            (false, _) => 0,
+            // The first chunk goes to the device at once, the others in batches.
+            (true, true) => 1,
+            (true, false) => reads.in_flight().div_ceil(2),
         };
-        first = false;
-        if let Err(error) = reads.wait(want) {
+        if let Err(error) = reads.enter(want) {
             let why = Error::io("io_uring_enter", error);
             engine.stop(&mut engine.lock(), why);
             break;
         }
         while let Some(done) = reads.pop() {
+            unchecked.push_back(done);
+        }
+        if let Some(done) = unchecked.pop_front() {
+            first = false;
             check(engine, done);
+        } else if reads.in_flight() == 0
+            && (engine.lock().in_flight == 0 || !engine.reap_one(timeout))
+        {
+            break;
         }
     }
-    engine.lock().read_calls += reads.calls();
+    let mut state = engine.lock();
+    state.read_calls += reads.calls();
+    state
+        .free
+        .extend(unchecked.into_iter().map(|done| done.buffer));
 }
 
 /// Starts reads while there are slots.

@@ -19,15 +19,15 @@ pub enum Backend {
     /// Threads that call `pread`: works everywhere.
     #[default]
     Pread,
-    /// One thread with io_uring: deeper queues, fewer system calls. Where the kernel refuses it,
-    /// or a segment has no descriptor, `Pread` does the work; the report tells.
+    /// One thread with io_uring: a fraction of the system calls. Where the kernel refuses it, or a
+    /// segment has no descriptor, `Pread` does the work; the report tells.
     Uring,
 }
 
 /// How a job runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Threads that read and check; each has at most one read under way. For `Pread`.
+    /// Reads under way at once; with `Pread` each by a thread of its own, which checks them too.
     pub readers: usize,
     /// Bytes of a read; chunks that are longer are read in parts. Where it does not divide the
     /// ring's slots, chunks are read whole.
@@ -41,8 +41,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            readers: 8,
-            part_len: 4 << 20,
+            readers: 16,
+            part_len: 2 << 20,
             backend: Backend::default(),
             copy_timeout: Duration::from_secs(10),
         }

@@ -286,14 +286,15 @@ pub fn restore(
         slot_free: Condvar::new(),
         progress: Condvar::new(),
     };
+    let readers = options.readers.clamp(1, depth).min(plan.parts.len());
     let reads = match options.backend {
-        Backend::Uring => batch::open(&engine, depth),
+        Backend::Uring => batch::open(&engine, readers),
         Backend::Pread => None,
     };
     let backend = reads.as_ref().map_or(Backend::Pread, |_| Backend::Uring);
     match reads {
         Some(reads) => batch::read_all(&engine, reads, options.copy_timeout),
-        None => read_with_threads(&engine, depth, options),
+        None => read_with_threads(&engine, readers, options.copy_timeout),
     }
     let state = engine.state.into_inner();
     let mut state = state.unwrap_or_else(PoisonError::into_inner);
@@ -302,13 +303,12 @@ pub fn restore(
     finish(snapshot, &plan, placements, state, backend, started)
 }
 
-fn read_with_threads(engine: &Engine<'_>, depth: usize, options: Options) {
+fn read_with_threads(engine: &Engine<'_>, readers: usize, copy_timeout: Duration) {
     std::thread::scope(|scope| {
-        let readers = options.readers.clamp(1, depth).min(engine.plan.parts.len());
         for _ in 0..readers {
             scope.spawn(|| engine.read_all());
         }
-        engine.reap_all(options.copy_timeout);
+        engine.reap_all(copy_timeout);
     });
 }
 

@@ -78,7 +78,7 @@ pub fn options() -> Options {
     Options {
         readers: 2,
         part_len: PART,
-        backend: Backend::default(),
+        backend: Backend::Pread,
         copy_timeout: Duration::from_secs(30),
     }
 }
