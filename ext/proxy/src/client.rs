@@ -19,8 +19,20 @@ use crate::socket::{Hangup, Socket, Timer, Wire, with_scratch};
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a client may still send a request on an idle connection when the plane drains.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// How long a client whose time is over is still listened to. A process that was frozen is told of
+/// its timers before it is told of what came meanwhile; the next timer fires after that.
+const LAST_LOOK: Duration = Duration::from_millis(10);
 /// A body up to this size may be read while its call is parked, so that the end can be seen.
 const READ_AHEAD_BYTES: u64 = 4096;
+
+/// How long the next head is waited for.
+struct Wait {
+    deadline: Instant,
+    /// The plane drains, and the deadline is no later than that allows.
+    draining: bool,
+    /// The time is over; the deadline is that of the last look.
+    over: bool,
+}
 
 /// What a connection brings next.
 #[derive(Debug)]
@@ -74,18 +86,15 @@ impl Client {
         } else {
             self.head_timeout
         };
-        let mut deadline = Instant::now() + patience;
-        let mut draining = false;
-        poll_fn(|cx| self.poll_next(cx, stop, &mut deadline, &mut draining)).await
+        let mut wait = Wait {
+            deadline: Instant::now() + patience,
+            draining: false,
+            over: false,
+        };
+        poll_fn(|cx| self.poll_next(cx, stop, &mut wait)).await
     }
 
-    fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-        stop: &mut Stop,
-        deadline: &mut Instant,
-        draining: &mut bool,
-    ) -> Poll<Next> {
+    fn poll_next(&mut self, cx: &mut Context<'_>, stop: &mut Stop, wait: &mut Wait) -> Poll<Next> {
         let refused = |status, message| Poll::Ready(Next::Refused(Refusal { status, message }));
         loop {
             while self.wire.unread().starts_with(b"\r\n") {
@@ -102,14 +111,22 @@ impl Client {
             match self.wire.poll_fill(cx, self.head_bytes_max) {
                 Poll::Ready(Ok(0)) if !was_empty => return refused(400, "the request head is cut"),
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Closed),
-                Poll::Ready(Ok(_)) if was_empty => *deadline = Instant::now() + self.head_timeout,
+                Poll::Ready(Ok(_)) if was_empty => {
+                    wait.deadline = Instant::now() + self.head_timeout;
+                    wait.over = false;
+                }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => {
-                    if was_empty && !*draining && stop.poll(cx).is_ready() {
-                        *draining = true;
-                        *deadline = (*deadline).min(Instant::now() + DRAIN_GRACE);
+                    if was_empty && !wait.draining && stop.poll(cx).is_ready() {
+                        wait.draining = true;
+                        wait.deadline = wait.deadline.min(Instant::now() + DRAIN_GRACE);
                     }
-                    ready!(self.timer.poll(cx, *deadline));
+                    ready!(self.timer.poll(cx, wait.deadline));
+                    if !wait.over {
+                        wait.over = true;
+                        wait.deadline = Instant::now() + LAST_LOOK;
+                        continue;
+                    }
                     if was_empty {
                         return Poll::Ready(Next::Closed);
                     }
