@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 
 from tests.helpers.certificate import certify
 from tests.helpers.proxy_kit import DEADLINE_S, DOORS, RawWorker, Rig, echo
+
+LINGER_S = 1.0  # how long both doors wait for the rest of an upload that they have answered
 
 
 class Http2:
@@ -123,10 +126,19 @@ async def test_an_upload_that_never_ends_is_cut_after_its_answer(connection: Htt
 
 async def test_a_refusal_does_not_reset_the_upload(rig: Rig, connection: Http2) -> None:
     rig.function(disabled="not today")
-    await connection.post(1, b"a", 3, ends=False)
-    await connection.seen(h2.events.StreamEnded, 1)
-    assert b"not today" in connection.body(1)
-    await connection.post(3, b"def", 3, ends=True)
-    await connection.seen(h2.events.StreamEnded, 3)
-    await connection.send(1, b"bc")
-    assert not any(isinstance(event, h2.events.StreamReset) for event in connection.events)
+    for number in range(20):
+        refused, answered = 4 * number + 1, 4 * number + 3
+        begun = time.monotonic()
+        await connection.post(refused, b"a", 3, ends=False)
+        await connection.seen(h2.events.StreamEnded, refused)
+        assert b"not today" in connection.body(refused)
+        await connection.post(answered, b"def", 3, ends=True)
+        await connection.seen(h2.events.StreamEnded, answered)
+        if time.monotonic() - begun < LINGER_S:  # a busy machine may take longer
+            await connection.send(refused, b"bc")
+            resets = [
+                event for event in connection.events if isinstance(event, h2.events.StreamReset)
+            ]
+            assert refused not in [reset.stream_id for reset in resets]
+            return
+    pytest.fail("this machine never answered twice within a second")
