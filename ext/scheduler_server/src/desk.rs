@@ -333,6 +333,14 @@ mod tests {
         Desk::new(core, Tally::new(vec![1.0])).expect("a descriptor is free")
     }
 
+    fn function() -> FuncKey {
+        FuncKey {
+            tenant: "t".to_owned(),
+            namespace: "n".to_owned(),
+            name: "f".to_owned(),
+        }
+    }
+
     #[test]
     fn a_panic_at_the_core_is_told_and_final() {
         let desk = desk();
@@ -365,11 +373,7 @@ mod tests {
     #[test]
     fn callers_share_a_reading_that_has_not_begun() {
         let desk = desk();
-        let key = FuncKey {
-            tenant: "t".to_owned(),
-            namespace: "n".to_owned(),
-            name: "f".to_owned(),
-        };
+        let key = function();
         let numbers = |desk: &Arc<Desk>| -> Vec<u64> {
             let news = desk.answer_bell().1.into_iter();
             news.filter_map(|one| match one {
@@ -393,11 +397,7 @@ mod tests {
     #[test]
     fn who_asks_for_a_function_at_the_end_is_sent_away() {
         let desk = desk();
-        let key = FuncKey {
-            tenant: "t".to_owned(),
-            namespace: "n".to_owned(),
-            name: "f".to_owned(),
-        };
+        let key = function();
         let mut early = desk.learn(key.clone());
         desk.close();
         let mut late = desk.learn(key);
@@ -408,11 +408,7 @@ mod tests {
     #[test]
     fn orders_and_refusals_are_told_once() {
         let desk = desk();
-        let key = FuncKey {
-            tenant: "t".to_owned(),
-            namespace: "n".to_owned(),
-            name: "f".to_owned(),
-        };
+        let key = function();
         for _ in 0..2_000 {
             let why = Refused::new("queue_full", "too many wait");
             desk.tell_refused(String::new(), key.clone(), why);

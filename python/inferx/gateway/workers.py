@@ -321,15 +321,15 @@ class Workers:
                 self.connected.set()
                 while not await self._in_doubt(replaced):
                     await self._refresh()
+                continue
             except InferxError as error:
                 _log.info("the scheduler is not there: %s", error)
                 if self._has_lapsed(time.monotonic()):
                     self.drop_all("no scheduler answers, they may be in other hands by now")
-                backoff_s = await self._rest(backoff_s, replaced)
             except Exception:
                 # Whatever it was: without heartbeats no call would reach a worker any more.
                 _log.exception("keeping present at the scheduler")
-                backoff_s = await self._rest(backoff_s, replaced)
+            backoff_s = await self._rest(backoff_s, replaced)
 
     async def _in_doubt(self, replaced: asyncio.Event) -> bool:
         """Rest until the next heartbeat; True when somebody saw the scheduler change."""

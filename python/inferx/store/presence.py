@@ -130,28 +130,24 @@ class Presence:
                 delay_s = RETRY_FIRST_S
                 await self._lease.keep()
                 self._gone()
+                continue
             except InferxError as error:
                 # At the start of a platform it is normal that the others are not there yet.
                 level = logging.WARNING if delay_s > 1 else logging.DEBUG
                 _log.log(level, "%s is not registered yet: %s", self._obj.meta, error.message)
-                await self._rest(delay_s)
-                delay_s = min(RETRY_MAX_S, delay_s * 2)
             except Exception:
                 # Whatever it was: who is not registered is taken for dead.
                 _log.exception("registering %s", self._obj.meta)
                 if self.present.is_set():
                     self._gone()
-                await self._rest(delay_s)
-                delay_s = min(RETRY_MAX_S, delay_s * 2)
+            await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311
+            delay_s = min(RETRY_MAX_S, delay_s * 2)
 
     def _gone(self) -> None:
         self.present.clear()
         _log.warning("the registration of %s has lapsed", self._obj.meta)
         if self._lapsed is not None:
             self._lapsed()
-
-    async def _rest(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311
 
     def valid(self) -> bool:
         """Whether the object is surely still there."""

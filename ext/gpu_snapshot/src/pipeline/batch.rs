@@ -26,13 +26,16 @@ pub(super) fn open(engine: &Engine<'_>, depth: usize) -> Option<ReadQueue> {
 /// at once, and as many are started again before their bytes are checked: some disks, virtual ones
 /// above all, tell of reads only when nothing is left to do, and would stand still meanwhile.
 pub(super) fn read_all(engine: &Engine<'_>, mut reads: ReadQueue, timeout: Duration) {
+    let half = reads.depth() / 2;
     let mut unchecked = VecDeque::new();
     let mut first = true;
     loop {
         while let Some(completion) = engine.queue.reap(Duration::ZERO) {
             engine.take_in(completion);
         }
-        if reads.in_flight() <= reads.depth() / 2 {
+        // Where there are few slots, what is checked first brings more of them for the next batch.
+        let slots = engine.lock().free.len();
+        if reads.in_flight() <= half && (slots >= half || unchecked.is_empty()) {
             fill(engine, &mut reads);
         }
         let want = match (unchecked.is_empty(), first) {

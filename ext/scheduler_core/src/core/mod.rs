@@ -75,6 +75,7 @@ pub struct Core {
     pods: BTreeMap<PodIx, Pod>,
     /// Where room can be made, and where it is being made.
     idle_order: IdleOrder,
+    /// Those of `idle_order` that may leave, until another one may.
     shortlist: Option<Vec<PodIx>>,
     /// Requests for which no room can be made, within one turn of `settle`.
     no_room: HashSet<Request>,

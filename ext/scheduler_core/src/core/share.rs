@@ -8,8 +8,8 @@ use super::model::FuncId;
 
 impl Core {
     /// How many slots a lease may keep because another gateway waits for some of its function; 0 =
-    /// none, it goes back. None when nobody else waits. What
-    /// a gateway keeps is counted over its leases in the order of their ids.
+    /// none, it goes back. None when nobody else waits. What a gateway keeps is counted over its
+    /// leases in the order of their ids.
     pub fn share(&self, lease_id: u64) -> Option<u32> {
         let id = self.leases.resolve(lease_id)?;
         let lease = self.leases.get(id)?;

@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use super::Core;
 use super::fault::Fault;
-use super::model::PodIx;
+use super::model::{Pod, PodIx};
 use super::room::Room;
 use crate::nodes::{NodeId, Request};
 use crate::pod::State;
@@ -125,7 +125,7 @@ impl Core {
         if self.no_room.contains(request) {
             return None;
         }
-        let shortlist = self.shortlist.take().unwrap_or_else(|| self.may_leave());
+        let shortlist = self.shortlist.take().unwrap_or_else(|| self.pick());
         let best = self.cheapest_of(now_ms, request, &shortlist);
         self.shortlist = Some(shortlist);
         if best.is_none() {
@@ -135,16 +135,21 @@ impl Core {
     }
 
     /// The pods that may leave now, in the order in which they were not used longest.
-    fn may_leave(&self) -> Vec<PodIx> {
+    fn pick(&self) -> Vec<PodIx> {
         let listed = self.idle_order.0.iter();
-        let counts = listed.filter(|(listed_ms, ix)| {
+        let picked = listed.filter(|(listed_ms, ix)| {
             let known = self.pods.get(ix);
             let known = known.filter(|pod| pod.listed_ms == Some(*listed_ms));
-            known.is_some_and(|pod| may_leave(pod.state) || self.breaks(Fault::EvictBusy))
+            known.is_some_and(|pod| self.counts(pod))
         });
-        counts.map(|(_, ix)| *ix).collect()
+        picked.map(|(_, ix)| *ix).collect()
     }
 
+    fn counts(&self, pod: &Pod) -> bool {
+        may_leave(pod.state) || self.breaks(Fault::EvictBusy)
+    }
+
+    /// The same among the pods that were picked; some of them are in use again by now.
     fn cheapest_of(
         &self,
         now_ms: u64,
@@ -158,8 +163,7 @@ impl Core {
             let Some(pod) = self.pods.get(ix) else {
                 continue;
             };
-            let candidate = may_leave(pod.state) || self.breaks(Fault::EvictBusy);
-            if !candidate || !asked.insert(pod.node) {
+            if !self.counts(pod) || !asked.insert(pod.node) {
                 continue;
             }
             let node = &self.nodes[&pod.node];

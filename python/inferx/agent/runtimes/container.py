@@ -21,7 +21,7 @@ from inferx.agent.logs import PodLog
 from inferx.agent.runtimes import criu, processes, tools
 from inferx.agent.runtimes.criu import LazyPages
 from inferx.agent.runtimes.engine import Engine
-from inferx.agent.runtimes.limits import read_group
+from inferx.agent.runtimes.limits import out_of_memory, read_group
 from inferx.agent.runtimes.network import PodNetwork, PodNetworks
 from inferx.agent.runtimes.protocol import Exit
 from inferx.agent.runtimes.rootfs import RootFs
@@ -99,12 +99,7 @@ class Container:
 
     def out_of_memory(self) -> str:
         """A sentence when the kernel killed something of it for its memory limit, else nothing."""
-        for group in self._groups("memory"):
-            for name in ("memory.events", "memory.oom_control"):
-                lines = (read_group(group / name) or "").splitlines()
-                if any(line.startswith("oom_kill ") and line[9:] != "0" for line in lines):
-                    return "over its memory limit, resources.Mem"
-        return ""
+        return out_of_memory(self._groups("memory"))
 
     def configure_criu(self, while_paused: Sequence[str] = ()) -> None:
         """Write CRIU's options: to run the command when it has written the worker's memory and

@@ -76,12 +76,7 @@ class Limits:
 
     def out_of_memory(self) -> str:
         """A sentence when the kernel killed something for the memory limit, else nothing."""
-        for folder in self.folders:
-            for name in ("memory.events", "memory.oom_control"):
-                lines = (read_group(folder / name) or "").splitlines()
-                if any(line.startswith("oom_kill ") and line[9:] != "0" for line in lines):
-                    return "over its memory limit, resources.Mem"
-        return ""
+        return out_of_memory(self.folders)
 
     async def remove(self) -> None:
         """Remove the groups; their processes must be gone."""
@@ -115,6 +110,16 @@ class Limits:
         if folder not in self.folders:
             self.folders.append(folder)
         return True
+
+
+def out_of_memory(groups: Iterable[Path]) -> str:
+    """A sentence when the kernel killed something of these groups for their memory limit."""
+    for group in groups:
+        for name in ("memory.events", "memory.oom_control"):
+            lines = (read_group(group / name) or "").splitlines()
+            if any(line.startswith("oom_kill ") and line[9:] != "0" for line in lines):
+                return "over its memory limit, resources.Mem"
+    return ""
 
 
 def read_group(file: Path) -> str | None:
