@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inferx.agent.runtimes import criu
+from inferx.agent.runtimes import criu, criucache
 from inferx.agent.runtimes.boxes import Boxes, Places, launch
 from inferx.agent.runtimes.container import ContainerWorker
 from inferx.agent.runtimes.criu import Criu, LazyPages
@@ -52,6 +52,7 @@ class RuncRuntime(Boxes):
         if tool is None:
             log.warning("no CRIU >= 4.2: no snapshots on this node; see scripts/install-criu")
         else:
+            criucache.keep(tool.program)
             self.checkpoints = RuncCheckpoints(self, tool)
 
 
