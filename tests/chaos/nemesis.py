@@ -172,7 +172,7 @@ class Nemesis:
         service = self._random.choice(self._cluster.of("nodeagent"))
         service.kill()
         for pid in workers(service):
-            os.kill(pid, signal.SIGKILL)
+            _kill(pid, signal.SIGKILL)
         await asyncio.sleep(6.0)
         return service.name
 
@@ -183,7 +183,7 @@ class Nemesis:
         name = self._signal_worker(signal.SIGSTOP)
         await asyncio.sleep(1.5)
         if name:
-            os.kill(int(name), signal.SIGCONT)
+            _kill(int(name), signal.SIGCONT)
         return name
 
     def _signal_worker(self, number: signal.Signals) -> str:
@@ -192,8 +192,7 @@ class Nemesis:
         if not pids:
             return ""
         pid = self._random.choice(sorted(pids))
-        os.kill(pid, number)
-        return str(pid)
+        return str(pid) if _kill(pid, number) else ""
 
     async def _kill_etcd(self) -> str:
         await asyncio.to_thread(self._cluster.etcd.kill)
@@ -258,6 +257,15 @@ class Nemesis:
         for proxy in proxies:
             proxy.delay_s = 0.0
         return "etcd"
+
+
+def _kill(pid: int, number: signal.Signals) -> bool:
+    """Whether the worker was there; its agent may have ended it at any moment."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _stopped(pid: int) -> bool:

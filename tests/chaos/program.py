@@ -31,9 +31,11 @@ def add_keep(parser: ArgumentParser) -> None:
 
 
 def folder_of(keep: Path | None, name: str) -> Path:
-    """Where the cluster lives."""
+    """Where the cluster lives; a folder with logs of another run is refused."""
     folder = keep or Path(tempfile.mkdtemp(prefix=f"inferx-{name}-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise SystemExit(f"--keep {folder}: not empty")
     return folder
 
 
