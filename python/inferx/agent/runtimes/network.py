@@ -145,6 +145,8 @@ class PodNetworks:
                 continue
             if route.get("metric") == _NOWHERE_METRIC:
                 continue
+            if device and not (LINKS / device).exists():
+                continue  # of a container that has just gone: its link is called by its number now
             if ipaddress.IPv4Network(target, strict=False).overlaps(self._network):
                 raise ConfigError(
                     f"podCidr: {self._network} overlaps {target}, which {device} leads to; choose"
