@@ -194,7 +194,8 @@ class Platform:
         )
 
     async def start_scheduler(self) -> None:
-        """Start or restart the scheduler."""
+        """Start or restart the scheduler, which knows no gateway then."""
+        self.scheduler.known = False
         self.scheduler_server = await self.scheduler.serve(self.config.scheduler_port)
 
     async def stop_scheduler(self) -> None:
