@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inferx.agent.runtimes.processes import kill_each
 from inferx.store.etcd import EtcdStore
 from inferx.store.protocol import Put
 from tests.chaos.cluster import PORTS, Cluster
@@ -171,8 +172,7 @@ class Nemesis:
         """The agent and all its workers at once, as when a machine loses power."""
         service = self._random.choice(self._cluster.of("nodeagent"))
         service.kill()
-        for pid in workers(service):
-            _kill(pid, signal.SIGKILL)
+        kill_each(workers(service))
         await asyncio.sleep(6.0)
         return service.name
 
