@@ -609,6 +609,7 @@ class DoorCall:
     def take(self) -> tuple[Any, ...] | None:
         """The next part of the answer, None when there is none yet.
 
+        `("whole", status, [(name, value), ...], bytes)` for an answer that came at once. Otherwise
         `("head", status, [(name, value), ...])`, then `("data", bytes)` any number of times, then
         `("end",)` or `("broken", reason)`.
         """

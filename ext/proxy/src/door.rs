@@ -57,6 +57,8 @@ impl Readiness {
 /// The next part of an answer.
 #[derive(Debug)]
 pub enum Part {
+    /// All of an answer that came at once: it is the only part.
+    Whole(StatusCode, HeaderMap, Bytes),
     /// Status and header fields.
     Head(StatusCode, HeaderMap),
     /// A piece of the body.
@@ -206,11 +208,15 @@ async fn relay(
 ) {
     let mut answer = Answer::new(source);
     let mut next = match answer.head(method).await {
-        Ok((status, fields)) => Part::Head(status, fields),
+        // In one part, because whoever sees a head without its end must take it for a stream's.
+        Ok((status, fields)) => match answer.rest() {
+            Some(body) => Part::Whole(status, fields, body),
+            None => Part::Head(status, fields),
+        },
         Err(error) => Part::Broken(error.to_string()),
     };
     loop {
-        let last = matches!(next, Part::End | Part::Broken(_));
+        let last = matches!(next, Part::Whole(..) | Part::End | Part::Broken(_));
         let sent = parts.send(next).await;
         news.tell();
         if last || sent.is_err() {

@@ -70,6 +70,8 @@ class _Body:
         """Throws away what still comes, for a while. Who is answered before has his stream reset,
         which some clients take for a failure, though it is none (RFC 9113, 8.1). Often they owe no
         more than the mark of the end, which they send in a frame of its own behind the last byte.
+        Granian waits only behind an answer that it was given whole; it ends a stream's upload with
+        the stream.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
@@ -206,9 +208,12 @@ async def _upload(call: _Call, first: Message | None, receive: Receive) -> None:
 
 async def _answer(call: _Call, send: Send) -> None:
     """Hands the answer back."""
-    _, status, fields = await call.next_part()
+    kind, status, fields, *body = await call.next_part()
     call.started = True
     await send({"type": "http.response.start", "status": status, "headers": fields})
+    if kind == "whole":
+        await send({"type": "http.response.body", "body": body[0], "more_body": False})
+        return
     is_stream = any(
         name == b"content-type" and value.startswith(b"text/event-stream") for name, value in fields
     )

@@ -86,6 +86,19 @@ impl<R: AsyncRead + Unpin> Answer<R> {
         }
     }
 
+    /// What is left of a body of known length, if all of it has been read already.
+    pub(super) fn rest(&mut self) -> Option<Bytes> {
+        let Body::Length(left) = self.body else {
+            return None;
+        };
+        let size = usize::try_from(left).ok()?;
+        if size > self.read.len() {
+            return None;
+        }
+        self.body = Body::Length(0);
+        Some(self.read.split_to(size).freeze())
+    }
+
     /// The next piece of the body, None at its end.
     pub(super) async fn data(&mut self) -> io::Result<Option<Bytes>> {
         loop {
@@ -202,6 +215,37 @@ mod tests {
         )
         .await;
         assert_eq!(head.2.ok(), Some(Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn the_rest_is_there_at_once_or_not_at_all() {
+        for (raw, method, rest) in [
+            (
+                &b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"[..],
+                Method::POST,
+                Some("no"),
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n",
+                Method::HEAD,
+                Some(""),
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nno",
+                Method::GET,
+                None,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                Method::GET,
+                None,
+            ),
+            (b"HTTP/1.1 200 OK\r\n\r\nno", Method::GET, None),
+        ] {
+            let mut answer = Answer::new(raw);
+            assert!(answer.head(&method).await.is_ok());
+            assert_eq!(answer.rest().as_deref(), rest.map(str::as_bytes));
+        }
     }
 
     #[tokio::test]

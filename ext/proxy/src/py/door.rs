@@ -1,6 +1,7 @@
 //! The Python rim of the second door: argument conversion and nothing else.
 
 use bytes::Bytes;
+use http::HeaderMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
@@ -67,16 +68,15 @@ impl DoorCall {
 
 fn convert(py: Python<'_>, part: Part) -> PyResult<Bound<'_, PyAny>> {
     let tuple = match part {
-        Part::Head(status, headers) => {
-            let fields = PyList::empty(py);
-            for (name, value) in &headers {
-                let name = PyBytes::new(py, name.as_str().as_bytes());
-                fields.append((name, PyBytes::new(py, value.as_bytes())))?;
-            }
-            ("head", status.as_u16(), fields)
+        Part::Whole(status, headers, body) => {
+            let (fields, body) = (fields(py, &headers)?, PyBytes::new(py, &body));
+            ("whole", status.as_u16(), fields, body)
                 .into_pyobject(py)?
                 .into_any()
         }
+        Part::Head(status, headers) => ("head", status.as_u16(), fields(py, &headers)?)
+            .into_pyobject(py)?
+            .into_any(),
         Part::Data(data) => ("data", PyBytes::new(py, &data))
             .into_pyobject(py)?
             .into_any(),
@@ -84,4 +84,13 @@ fn convert(py: Python<'_>, part: Part) -> PyResult<Bound<'_, PyAny>> {
         Part::Broken(why) => ("broken", why).into_pyobject(py)?.into_any(),
     };
     Ok(tuple)
+}
+
+fn fields<'py>(py: Python<'py>, headers: &HeaderMap) -> PyResult<Bound<'py, PyList>> {
+    let fields = PyList::empty(py);
+    for (name, value) in headers {
+        let name = PyBytes::new(py, name.as_str().as_bytes());
+        fields.append((name, PyBytes::new(py, value.as_bytes())))?;
+    }
+    Ok(fields)
 }
