@@ -21,6 +21,8 @@ from inferx.scheduler.links import Links
 from inferx.store.view import ObjectView
 
 REFRESH_S = 0.05  # changes within this time are shown together
+# What a pod is shown by: as the core has it, as its agent shows it.
+_Source = tuple[dict[str, Any] | None, Object[Pod] | None]
 _AGENTS_OWN = ("Init", "Creating", "Loading", "Resuming", "Parking", "Terminating")
 _log = logging.getLogger(__name__)
 
@@ -32,7 +34,8 @@ class PodView:
         self.servicer = ObjectView(version, ("pod", "node"))
         self._brain = brain
         self._links = links
-        self._shown: set[Key] = set()
+        # Of each pod. Most have not changed, and to show one costs a hundred comparisons.
+        self._shown: dict[Key, _Source] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._after: Callable[[], None] = lambda: None
 
@@ -63,50 +66,57 @@ class PodView:
         of_agents: dict[Key, Object[Pod]] = {
             obj.key: obj for link in self._links.all() for obj in link.pods.list()
         }
-        shown: set[Key] = set()
+        sources: dict[Key, _Source] = {}
         for pod in self._brain().pods():
+            del pod["leased"]  # it changes all the time, and nobody is shown it
             key = (pod["tenant"], pod["namespace"], pod["pod_id"])
-            shown.add(key)
-            self._put(key, self._describe(pod, of_agents.get(key)), of_agents.get(key))
+            sources[key] = (pod, of_agents.get(key))
         for key, obj in of_agents.items():
             # Why a pod failed is worth a look for as long as its agent keeps it.
-            if key not in shown and obj.spec.status.state == "Failed":
-                shown.add(key)
-                self._put(key, obj.spec, obj)
-        for key in self._shown - shown:
+            if key not in sources and obj.spec.status.state == "Failed":
+                sources[key] = (None, obj)
+        for key, source in sources.items():
+            if self._shown.get(key) != source:
+                self._put(key, *source)
+        for key in self._shown.keys() - sources.keys():
             self.servicer.remove("pod", key)
-        self._shown = shown
+        self._shown = sources
         self._after()
 
-    def _put(self, key: Key, pod: Pod, known: Object[Pod] | None) -> None:
+    def _put(self, key: Key, pod: dict[str, Any] | None, known: Object[Pod] | None) -> None:
         labels = {} if known is None else known.meta.labels
         annotations = {} if known is None else known.meta.annotations
         try:
-            raw = pod.to_raw()
+            raw = _content(pod, known, self._brain().unix_offset_ms).to_raw()
             self.servicer.put(codec.new("pod", key, raw, labels=labels, annotations=annotations))
         except InferxError as error:
             _log.error("pod %s cannot be shown: %s", key, error)
 
-    def _describe(self, pod: dict[str, Any], known: Object[Pod] | None) -> Pod:
-        alloc = read_alloc(Fields(pod["alloc"], "alloc", []))
-        gpu = alloc.gpu
-        status = PodStatus() if known is None else known.spec.status
-        reason, since_ms = pod["reason"], pod["since_ms"] + self._brain().unix_offset_ms
-        if known is not None and status.state == pod["state"] and pod["state"] in _AGENTS_OWN:
-            reason, since_ms = reason or status.reason, status.since_ms
-        status = replace(
-            status,
-            state=pod["state"],
-            reason=reason,
-            since_ms=since_ms,
-            gpus=() if gpu is None else gpu.devices,
-            vram_mb=alloc.vram_mb_per_device * (0 if gpu is None else len(gpu.devices)),
-            start=pod["start"],
-        )
-        return Pod(
-            funcname=pod["funcname"],
-            fprevision=pod["revision"],
-            node=pod["node"],
-            alloc=alloc,
-            status=status,
-        )
+
+def _content(pod: dict[str, Any] | None, known: Object[Pod] | None, unix_offset_ms: int) -> Pod:
+    """What is shown of a pod: what the core says, with what only its agent knows."""
+    if pod is None:
+        assert known is not None, "somebody knows the pod"
+        return known.spec
+    alloc = read_alloc(Fields(pod["alloc"], "alloc", []))
+    gpu = alloc.gpu
+    status = PodStatus() if known is None else known.spec.status
+    reason, since_ms = pod["reason"], pod["since_ms"] + unix_offset_ms
+    if known is not None and status.state == pod["state"] and pod["state"] in _AGENTS_OWN:
+        reason, since_ms = reason or status.reason, status.since_ms
+    status = replace(
+        status,
+        state=pod["state"],
+        reason=reason,
+        since_ms=since_ms,
+        gpus=() if gpu is None else gpu.devices,
+        vram_mb=alloc.vram_mb_per_device * (0 if gpu is None else len(gpu.devices)),
+        start=pod["start"],
+    )
+    return Pod(
+        funcname=pod["funcname"],
+        fprevision=pod["revision"],
+        node=pod["node"],
+        alloc=alloc,
+        status=status,
+    )
