@@ -30,6 +30,7 @@ from inferx.rpc.server import Server, serve, set_warnings
 from inferx.store import open_store
 from inferx.store.beats import Beats
 from inferx.store.crashpoint import CrashPoint, crashing
+from inferx.store.initial import initial_events
 from inferx.store.migrate import migrate
 from inferx.store.objects import ObjectStore
 from inferx.store.protocol import At, Empty, Guard, GuardFailed, Put, Quiet
@@ -186,10 +187,9 @@ class StateService(ixmeta_pb2_grpc.IxMetaServiceServicer):
         revision = request.revision
         if revision == 0:
             found, revision = await self._objects.list(*where, 0, selector)
-            for stored in found:
-                yield ixmeta_pb2.WEvent(event_type=ixmeta_pb2.ADDED, obj=stored.message())
-            done = ixmeta_pb2.Obj(kind=request.obj_type, revision=revision)
-            yield ixmeta_pb2.WEvent(event_type=ixmeta_pb2.INIT_DONE, obj=done)
+            messages = (stored.message() for stored in found)
+            for event in initial_events(messages, revision, request):
+                yield event
         async for change in self._objects.watch(*where, revision, selector):
             yield ixmeta_pb2.WEvent(event_type=change.type, obj=change.stored.message())
 

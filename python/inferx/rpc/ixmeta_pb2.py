@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17inferx/rpc/ixmeta.proto\x12\x06ixmeta\"\x1e\n\x02KV\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03val\x18\x02 \x01(\t\"\xc9\x01\n\x03Obj\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x13\n\x0b\x63hannel_rev\x18\x05 \x01(\x03\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x11\n\tsrc_epoch\x18\x07 \x01(\x03\x12\x1a\n\x06labels\x18\x08 \x03(\x0b\x32\n.ixmeta.KV\x12\x1f\n\x0b\x61nnotations\x18\t \x03(\x0b\x32\n.ixmeta.KV\x12\x0c\n\x04\x64\x61ta\x18\n \x01(\t\"\x17\n\x15VersionRequestMessage\")\n\x16VersionResponseMessage\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x13\n\x11UidRequestMessage\"0\n\x12UidResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\x03\"h\n\x11GetRequestMessage\x12\x10\n\x08obj_type\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\"=\n\x12GetResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x18\n\x03obj\x18\x02 \x01(\x0b\x32\x0b.ixmeta.Obj\"\x8b\x01\n\x12ListRequestMessage\x12\x10\n\x08obj_type\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x16\n\x0elabel_selector\x18\x05 \x01(\t\x12\x16\n\x0e\x66ield_selector\x18\x06 \x01(\t\"Q\n\x13ListResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x19\n\x04objs\x18\x03 \x03(\x0b\x32\x0b.ixmeta.Obj\"I\n\x06WEvent\x12%\n\nevent_type\x18\x02 \x01(\x0e\x32\x11.ixmeta.EventType\x12\x18\n\x03obj\x18\x03 \x01(\x0b\x32\x0b.ixmeta.Obj\"?\n\x14\x43reateRequestMessage\x12\x18\n\x03obj\x18\x01 \x01(\x0b\x32\x0b.ixmeta.Obj\x12\r\n\x05lease\x18\x10 \x01(\x03\"8\n\x15\x43reateResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"S\n\x14UpdateRequestMessage\x12\x12\n\nexpect_rev\x18\x01 \x01(\x03\x12\x18\n\x03obj\x18\x02 \x01(\x0b\x32\x0b.ixmeta.Obj\x12\r\n\x05lease\x18\x10 \x01(\x03\"8\n\x15UpdateResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x80\x01\n\x14\x44\x65leteRequestMessage\x12\x10\n\x08obj_type\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x12\n\nexpect_rev\x18\x05 \x01(\x03\x12\x11\n\tsrc_epoch\x18\x10 \x01(\x03\"8\n\x15\x44\x65leteResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"#\n\x11GrantLeaseRequest\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\x03\"B\n\x12GrantLeaseResponse\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x03\"!\n\x10KeepLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"2\n\x11KeepLeaseResponse\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x03\" \n\x0f\x45ndLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"!\n\x10\x45ndLeaseResponse\x12\r\n\x05\x65rror\x18\x01 \x01(\t*J\n\tEventType\x12\x08\n\x04NONE\x10\x00\x12\t\n\x05\x41\x44\x44\x45\x44\x10\x01\x12\x0c\n\x08MODIFIED\x10\x02\x12\x0b\n\x07\x44\x45LETED\x10\x03\x12\r\n\tINIT_DONE\x10\x04\x32\xa2\x04\n\rIxMetaService\x12H\n\x07Version\x12\x1d.ixmeta.VersionRequestMessage\x1a\x1e.ixmeta.VersionResponseMessage\x12<\n\x03Uid\x12\x19.ixmeta.UidRequestMessage\x1a\x1a.ixmeta.UidResponseMessage\x12<\n\x03Get\x12\x19.ixmeta.GetRequestMessage\x1a\x1a.ixmeta.GetResponseMessage\x12?\n\x04List\x12\x1a.ixmeta.ListRequestMessage\x1a\x1b.ixmeta.ListResponseMessage\x12\x35\n\x05Watch\x12\x1a.ixmeta.ListRequestMessage\x1a\x0e.ixmeta.WEvent0\x01\x12\x45\n\x06\x43reate\x12\x1c.ixmeta.CreateRequestMessage\x1a\x1d.ixmeta.CreateResponseMessage\x12\x45\n\x06Update\x12\x1c.ixmeta.UpdateRequestMessage\x1a\x1d.ixmeta.UpdateResponseMessage\x12\x45\n\x06\x44\x65lete\x12\x1c.ixmeta.DeleteRequestMessage\x1a\x1d.ixmeta.DeleteResponseMessage2\xc7\x01\n\x0eIxLeaseService\x12>\n\x05Grant\x12\x19.ixmeta.GrantLeaseRequest\x1a\x1a.ixmeta.GrantLeaseResponse\x12;\n\x04Keep\x12\x18.ixmeta.KeepLeaseRequest\x1a\x19.ixmeta.KeepLeaseResponse\x12\x38\n\x03\x45nd\x12\x17.ixmeta.EndLeaseRequest\x1a\x18.ixmeta.EndLeaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17inferx/rpc/ixmeta.proto\x12\x06ixmeta\"\x1e\n\x02KV\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03val\x18\x02 \x01(\t\"\xc9\x01\n\x03Obj\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x13\n\x0b\x63hannel_rev\x18\x05 \x01(\x03\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x11\n\tsrc_epoch\x18\x07 \x01(\x03\x12\x1a\n\x06labels\x18\x08 \x03(\x0b\x32\n.ixmeta.KV\x12\x1f\n\x0b\x61nnotations\x18\t \x03(\x0b\x32\n.ixmeta.KV\x12\x0c\n\x04\x64\x61ta\x18\n \x01(\t\"\x17\n\x15VersionRequestMessage\")\n\x16VersionResponseMessage\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x13\n\x11UidRequestMessage\"0\n\x12UidResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\x03\"h\n\x11GetRequestMessage\x12\x10\n\x08obj_type\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\"=\n\x12GetResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x18\n\x03obj\x18\x02 \x01(\x0b\x32\x0b.ixmeta.Obj\"\x9c\x01\n\x12ListRequestMessage\x12\x10\n\x08obj_type\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x16\n\x0elabel_selector\x18\x05 \x01(\t\x12\x16\n\x0e\x66ield_selector\x18\x06 \x01(\t\x12\x0f\n\x07\x62\x61tched\x18\x10 \x01(\x08\"Q\n\x13ListResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x19\n\x04objs\x18\x03 \x03(\x0b\x32\x0b.ixmeta.Obj\"e\n\x06WEvent\x12%\n\nevent_type\x18\x02 \x01(\x0e\x32\x11.ixmeta.EventType\x12\x18\n\x03obj\x18\x03 \x01(\x0b\x32\x0b.ixmeta.Obj\x12\x1a\n\x05\x62\x61tch\x18\x10 \x03(\x0b\x32\x0b.ixmeta.Obj\"?\n\x14\x43reateRequestMessage\x12\x18\n\x03obj\x18\x01 \x01(\x0b\x32\x0b.ixmeta.Obj\x12\r\n\x05lease\x18\x10 \x01(\x03\"8\n\x15\x43reateResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"S\n\x14UpdateRequestMessage\x12\x12\n\nexpect_rev\x18\x01 \x01(\x03\x12\x18\n\x03obj\x18\x02 \x01(\x0b\x32\x0b.ixmeta.Obj\x12\r\n\x05lease\x18\x10 \x01(\x03\"8\n\x15UpdateResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x80\x01\n\x14\x44\x65leteRequestMessage\x12\x10\n\x08obj_type\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x12\n\nexpect_rev\x18\x05 \x01(\x03\x12\x11\n\tsrc_epoch\x18\x10 \x01(\x03\"8\n\x15\x44\x65leteResponseMessage\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"#\n\x11GrantLeaseRequest\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\x03\"B\n\x12GrantLeaseResponse\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x03\"!\n\x10KeepLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"2\n\x11KeepLeaseResponse\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x03\" \n\x0f\x45ndLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"!\n\x10\x45ndLeaseResponse\x12\r\n\x05\x65rror\x18\x01 \x01(\t*J\n\tEventType\x12\x08\n\x04NONE\x10\x00\x12\t\n\x05\x41\x44\x44\x45\x44\x10\x01\x12\x0c\n\x08MODIFIED\x10\x02\x12\x0b\n\x07\x44\x45LETED\x10\x03\x12\r\n\tINIT_DONE\x10\x04\x32\xa2\x04\n\rIxMetaService\x12H\n\x07Version\x12\x1d.ixmeta.VersionRequestMessage\x1a\x1e.ixmeta.VersionResponseMessage\x12<\n\x03Uid\x12\x19.ixmeta.UidRequestMessage\x1a\x1a.ixmeta.UidResponseMessage\x12<\n\x03Get\x12\x19.ixmeta.GetRequestMessage\x1a\x1a.ixmeta.GetResponseMessage\x12?\n\x04List\x12\x1a.ixmeta.ListRequestMessage\x1a\x1b.ixmeta.ListResponseMessage\x12\x35\n\x05Watch\x12\x1a.ixmeta.ListRequestMessage\x1a\x0e.ixmeta.WEvent0\x01\x12\x45\n\x06\x43reate\x12\x1c.ixmeta.CreateRequestMessage\x1a\x1d.ixmeta.CreateResponseMessage\x12\x45\n\x06Update\x12\x1c.ixmeta.UpdateRequestMessage\x1a\x1d.ixmeta.UpdateResponseMessage\x12\x45\n\x06\x44\x65lete\x12\x1c.ixmeta.DeleteRequestMessage\x1a\x1d.ixmeta.DeleteResponseMessage2\xc7\x01\n\x0eIxLeaseService\x12>\n\x05Grant\x12\x19.ixmeta.GrantLeaseRequest\x1a\x1a.ixmeta.GrantLeaseResponse\x12;\n\x04Keep\x12\x18.ixmeta.KeepLeaseRequest\x1a\x19.ixmeta.KeepLeaseResponse\x12\x38\n\x03\x45nd\x12\x17.ixmeta.EndLeaseRequest\x1a\x18.ixmeta.EndLeaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferx.rpc.ixmeta_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTTYPE']._serialized_start=1595
-  _globals['_EVENTTYPE']._serialized_end=1669
+  _globals['_EVENTTYPE']._serialized_start=1640
+  _globals['_EVENTTYPE']._serialized_end=1714
   _globals['_KV']._serialized_start=35
   _globals['_KV']._serialized_end=65
   _globals['_OBJ']._serialized_start=68
@@ -50,37 +50,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRESPONSEMESSAGE']._serialized_start=516
   _globals['_GETRESPONSEMESSAGE']._serialized_end=577
   _globals['_LISTREQUESTMESSAGE']._serialized_start=580
-  _globals['_LISTREQUESTMESSAGE']._serialized_end=719
-  _globals['_LISTRESPONSEMESSAGE']._serialized_start=721
-  _globals['_LISTRESPONSEMESSAGE']._serialized_end=802
-  _globals['_WEVENT']._serialized_start=804
-  _globals['_WEVENT']._serialized_end=877
-  _globals['_CREATEREQUESTMESSAGE']._serialized_start=879
-  _globals['_CREATEREQUESTMESSAGE']._serialized_end=942
-  _globals['_CREATERESPONSEMESSAGE']._serialized_start=944
-  _globals['_CREATERESPONSEMESSAGE']._serialized_end=1000
-  _globals['_UPDATEREQUESTMESSAGE']._serialized_start=1002
-  _globals['_UPDATEREQUESTMESSAGE']._serialized_end=1085
-  _globals['_UPDATERESPONSEMESSAGE']._serialized_start=1087
-  _globals['_UPDATERESPONSEMESSAGE']._serialized_end=1143
-  _globals['_DELETEREQUESTMESSAGE']._serialized_start=1146
-  _globals['_DELETEREQUESTMESSAGE']._serialized_end=1274
-  _globals['_DELETERESPONSEMESSAGE']._serialized_start=1276
-  _globals['_DELETERESPONSEMESSAGE']._serialized_end=1332
-  _globals['_GRANTLEASEREQUEST']._serialized_start=1334
-  _globals['_GRANTLEASEREQUEST']._serialized_end=1369
-  _globals['_GRANTLEASERESPONSE']._serialized_start=1371
-  _globals['_GRANTLEASERESPONSE']._serialized_end=1437
-  _globals['_KEEPLEASEREQUEST']._serialized_start=1439
-  _globals['_KEEPLEASEREQUEST']._serialized_end=1472
-  _globals['_KEEPLEASERESPONSE']._serialized_start=1474
-  _globals['_KEEPLEASERESPONSE']._serialized_end=1524
-  _globals['_ENDLEASEREQUEST']._serialized_start=1526
-  _globals['_ENDLEASEREQUEST']._serialized_end=1558
-  _globals['_ENDLEASERESPONSE']._serialized_start=1560
-  _globals['_ENDLEASERESPONSE']._serialized_end=1593
-  _globals['_IXMETASERVICE']._serialized_start=1672
-  _globals['_IXMETASERVICE']._serialized_end=2218
-  _globals['_IXLEASESERVICE']._serialized_start=2221
-  _globals['_IXLEASESERVICE']._serialized_end=2420
+  _globals['_LISTREQUESTMESSAGE']._serialized_end=736
+  _globals['_LISTRESPONSEMESSAGE']._serialized_start=738
+  _globals['_LISTRESPONSEMESSAGE']._serialized_end=819
+  _globals['_WEVENT']._serialized_start=821
+  _globals['_WEVENT']._serialized_end=922
+  _globals['_CREATEREQUESTMESSAGE']._serialized_start=924
+  _globals['_CREATEREQUESTMESSAGE']._serialized_end=987
+  _globals['_CREATERESPONSEMESSAGE']._serialized_start=989
+  _globals['_CREATERESPONSEMESSAGE']._serialized_end=1045
+  _globals['_UPDATEREQUESTMESSAGE']._serialized_start=1047
+  _globals['_UPDATEREQUESTMESSAGE']._serialized_end=1130
+  _globals['_UPDATERESPONSEMESSAGE']._serialized_start=1132
+  _globals['_UPDATERESPONSEMESSAGE']._serialized_end=1188
+  _globals['_DELETEREQUESTMESSAGE']._serialized_start=1191
+  _globals['_DELETEREQUESTMESSAGE']._serialized_end=1319
+  _globals['_DELETERESPONSEMESSAGE']._serialized_start=1321
+  _globals['_DELETERESPONSEMESSAGE']._serialized_end=1377
+  _globals['_GRANTLEASEREQUEST']._serialized_start=1379
+  _globals['_GRANTLEASEREQUEST']._serialized_end=1414
+  _globals['_GRANTLEASERESPONSE']._serialized_start=1416
+  _globals['_GRANTLEASERESPONSE']._serialized_end=1482
+  _globals['_KEEPLEASEREQUEST']._serialized_start=1484
+  _globals['_KEEPLEASEREQUEST']._serialized_end=1517
+  _globals['_KEEPLEASERESPONSE']._serialized_start=1519
+  _globals['_KEEPLEASERESPONSE']._serialized_end=1569
+  _globals['_ENDLEASEREQUEST']._serialized_start=1571
+  _globals['_ENDLEASEREQUEST']._serialized_end=1603
+  _globals['_ENDLEASERESPONSE']._serialized_start=1605
+  _globals['_ENDLEASERESPONSE']._serialized_end=1638
+  _globals['_IXMETASERVICE']._serialized_start=1717
+  _globals['_IXMETASERVICE']._serialized_end=2263
+  _globals['_IXLEASESERVICE']._serialized_start=2266
+  _globals['_IXLEASESERVICE']._serialized_end=2465
 # @@protoc_insertion_point(module_scope)

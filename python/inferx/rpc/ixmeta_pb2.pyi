@@ -97,20 +97,22 @@ class GetResponseMessage(_message.Message):
     def __init__(self, error: _Optional[str] = ..., obj: _Optional[_Union[Obj, _Mapping]] = ...) -> None: ...
 
 class ListRequestMessage(_message.Message):
-    __slots__ = ("obj_type", "tenant", "namespace", "revision", "label_selector", "field_selector")
+    __slots__ = ("obj_type", "tenant", "namespace", "revision", "label_selector", "field_selector", "batched")
     OBJ_TYPE_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     LABEL_SELECTOR_FIELD_NUMBER: _ClassVar[int]
     FIELD_SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    BATCHED_FIELD_NUMBER: _ClassVar[int]
     obj_type: str
     tenant: str
     namespace: str
     revision: int
     label_selector: str
     field_selector: str
-    def __init__(self, obj_type: _Optional[str] = ..., tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., revision: _Optional[int] = ..., label_selector: _Optional[str] = ..., field_selector: _Optional[str] = ...) -> None: ...
+    batched: bool
+    def __init__(self, obj_type: _Optional[str] = ..., tenant: _Optional[str] = ..., namespace: _Optional[str] = ..., revision: _Optional[int] = ..., label_selector: _Optional[str] = ..., field_selector: _Optional[str] = ..., batched: _Optional[bool] = ...) -> None: ...
 
 class ListResponseMessage(_message.Message):
     __slots__ = ("error", "revision", "objs")
@@ -123,12 +125,14 @@ class ListResponseMessage(_message.Message):
     def __init__(self, error: _Optional[str] = ..., revision: _Optional[int] = ..., objs: _Optional[_Iterable[_Union[Obj, _Mapping]]] = ...) -> None: ...
 
 class WEvent(_message.Message):
-    __slots__ = ("event_type", "obj")
+    __slots__ = ("event_type", "obj", "batch")
     EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     OBJ_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     event_type: EventType
     obj: Obj
-    def __init__(self, event_type: _Optional[_Union[EventType, str]] = ..., obj: _Optional[_Union[Obj, _Mapping]] = ...) -> None: ...
+    batch: _containers.RepeatedCompositeFieldContainer[Obj]
+    def __init__(self, event_type: _Optional[_Union[EventType, str]] = ..., obj: _Optional[_Union[Obj, _Mapping]] = ..., batch: _Optional[_Iterable[_Union[Obj, _Mapping]]] = ...) -> None: ...
 
 class CreateRequestMessage(_message.Message):
     __slots__ = ("obj", "lease")

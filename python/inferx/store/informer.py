@@ -55,7 +55,7 @@ class Informer:
         channel = self._owned if isinstance(source, str) else source
         self._stub = ixmeta_pb2_grpc.IxMetaServiceStub(channel)  # type: ignore[no-untyped-call]
         self._request = ixmeta_pb2.ListRequestMessage(
-            obj_type=kind, tenant=tenant, namespace=namespace
+            obj_type=kind, tenant=tenant, namespace=namespace, batched=True
         )
         self._objects: dict[Key, Object[Any]] = {}
         self._touched: set[Key] = set()  # changed by the stream since the last comparison began
@@ -150,8 +150,9 @@ class Informer:
                         return False
                     if event.event_type == ixmeta_pb2.INIT_DONE:
                         break
-                    seen.add(_key(event.obj))
-                    self._apply(event.obj, live=False)
+                    for message in event.batch or (event.obj,):
+                        seen.add(_key(message))
+                        self._apply(message, live=False)
         except TimeoutError:
             call.cancel()
             _log.warning("watch of %s: no complete list in %.0f s", self.kind, _INIT_TIMEOUT_S)

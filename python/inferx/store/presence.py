@@ -22,6 +22,7 @@ from inferx.store.crashpoint import CrashPoint
 
 MARGIN = 0.1  # of a lease's life: what clocks may drift apart while it lasts
 RENEWALS = 4  # in one life
+ATTEMPTS = 40  # in one life, while nobody answers: a thousand holders try at once
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Lease:
                 return
             except InferxError as error:
                 _log.info("lease %d was not renewed: %s", self.number, error.message)
-                rest_s = RETRY_FIRST_S
+                rest_s = max(RETRY_FIRST_S, self.ttl_s / ATTEMPTS)
                 continue
             self._until = sent + answer.ttl_ms / 1000 * (1 - MARGIN)
             self._told(self._until)

@@ -14,6 +14,7 @@ from inferx.domain.codec import dump_manifest
 from inferx.domain.meta import Key, Meta, Object
 from inferx.errors import BadRequest, Compacted, NotFound
 from inferx.rpc import convert, ixmeta_pb2, ixmeta_pb2_grpc
+from inferx.store.initial import initial_events
 from inferx.store.select import Selector
 
 _Place = tuple[str, Key]
@@ -137,10 +138,8 @@ class ObjectView(ixmeta_pb2_grpc.IxMetaServiceServicer):
         started_at = self._revision
         try:
             if request.revision == 0:
-                for message in objects:
-                    yield ixmeta_pb2.WEvent(event_type=ixmeta_pb2.ADDED, obj=message)
-                done = ixmeta_pb2.Obj(kind=request.obj_type, revision=started_at)
-                yield ixmeta_pb2.WEvent(event_type=ixmeta_pb2.INIT_DONE, obj=done)
+                for initial in initial_events(objects, started_at, request):
+                    yield initial
             while True:
                 await watcher.wake.wait()
                 watcher.wake.clear()
