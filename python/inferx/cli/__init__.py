@@ -34,7 +34,7 @@ COMMANDS = {
     "snapshot": ("inferx.cli.snapshots:snapshot", "Check a node's snapshots."),
     "backup": ("inferx.cli.backups:backup", "Write all objects into a file."),
     "restore": ("inferx.cli.backups:restore", "Bring the objects of a backup back."),
-    "run": ("inferx.up.command:run", "Run one service of the platform in the foreground."),
+    "run": ("inferx.up.run:run", "Run one service of the platform in the foreground."),
     "version": ("inferx.cli.views:version", "Print the version of InferX."),
 }
 
