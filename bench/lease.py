@@ -199,12 +199,14 @@ async def running(name: str, python: Path, folder: Path) -> AsyncIterator[Target
     }  # fmt: skip
     file = _written(folder, document)
     processes = [service(kind, file, python) for kind in ("statesvc", "scheduler")]
+    agent: FakeAgent | None = None
     try:
         address = f"127.0.0.1:{port}"
         agent = await deploy(state, address)
         yield Target(name, address, processes[1].pid)
-        await agent.stop()
     finally:
+        if agent is not None:
+            await agent.stop()
         for process in processes:
             process.terminate()
         for process in processes:
@@ -242,6 +244,8 @@ def main() -> None:
     )
     parser.add_argument("--against", type=Path, help="another checkout that is built")
     given = parser.parse_args()
+    if not BINARY.exists():
+        parser.error(f"{BINARY} is not built: `make bench-lease` builds it")
     with tempfile.TemporaryDirectory(prefix="inferx-lease-") as folder:
         asyncio.run(run(given, Path(folder)))
 
