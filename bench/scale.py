@@ -130,6 +130,7 @@ class Scale:
         deadline = time.monotonic() + DEADLINE_S
         async with httpx.AsyncClient(timeout=10, trust_env=False) as http:
             while not await _ready(http, f"http://127.0.0.1:{self._gateway}/readyz"):
+                self._check_alive()
                 assert time.monotonic() < deadline, "the gateway is not ready"
                 await asyncio.sleep(0.05)
         if begun is None:
@@ -144,6 +145,7 @@ class Scale:
             try:
                 await client.call(_scheduler(scheduler).LeaseWorker, request, 20.0)
             except InferxError as error:
+                self._check_alive()
                 if time.monotonic() > deadline:
                     raise AssertionError(f"no lease of the last function: {error}") from error
                 await asyncio.sleep(0.1)
@@ -153,9 +155,17 @@ class Scale:
         await scheduler.close(None)
         return time.monotonic() - begun
 
+    def _check_alive(self) -> None:
+        """Nobody starts a service again here: say what it said last."""
+        for kind, process in zip(SERVICES, self._processes, strict=True):
+            if process.poll() is not None:
+                said = self._file.with_name(f"{kind}.log").read_text().splitlines()[-5:]
+                raise AssertionError("\n".join([f"{kind} ended ({process.returncode}):", *said]))
+
     async def _followed(self, deadline: float) -> None:
         """Every agent's pods are being watched by the scheduler."""
         while any(agent.view.watchers == 0 for agent in self._agents):
+            self._check_alive()
             assert time.monotonic() < deadline, "some agents are not followed"
             await asyncio.sleep(0.1)
 

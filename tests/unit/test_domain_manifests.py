@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferx._ext import SchedulerCore
-from inferx.domain import codec
+from inferx.domain import codec, references
 from inferx.domain.function import Mount
 from inferx.domain.meta import Key, Object, check_name
 from inferx.domain.objects import (
@@ -315,6 +315,10 @@ def test_the_order_in_which_a_policy_is_found() -> None:
     assert codec.resolve_policy(linked, policies(public__system__p=c)) == c
     assert codec.resolve_policy(linked, policies()) == FuncPolicy()
     assert codec.resolve_policy(plain, policies(public__system__p=c)) == FuncPolicy()
+    keys: list[Key] = [("t", "n", "f"), ("t", "system", "p"), ("public", "system", "p")]
+    others: list[Key] = [("t", "n", "g"), ("t", "n", "p"), ("u", "system", "p")]
+    assert [key for key in [*keys, *others] if references.may_follow(linked, key)] == keys
+    assert [key for key in [*keys, *others] if references.may_follow(inline, key)] == keys[:1]
 
 
 def test_a_tenant_limit_cuts_a_policy_down() -> None:

@@ -12,8 +12,8 @@ from inferx import config, statesvc
 from inferx.domain import codec
 from inferx.domain.meta import Key
 from inferx.errors import BadRequest, Compacted
-from inferx.rpc import ixmeta_pb2_grpc, server
-from inferx.store.informer import Informer
+from inferx.rpc import convert, ixmeta_pb2_grpc, server
+from inferx.store.informer import SLICE, Informer
 from inferx.store.view import ObjectView
 from tests.helpers.state_client import Client, until
 
@@ -48,6 +48,49 @@ async def test_an_informer_follows(home: Client) -> None:
     found = informer.get(("t", "n", "g"))
     assert found is not None
     assert found.revision > revision
+    await informer.stop()
+
+
+async def test_a_subscriber_is_told_in_slices_what_there_is_and_what_comes_meanwhile() -> None:
+    """Everything once, as it is when its turn comes, while the loop runs on."""
+    informer = Informer("127.0.0.1:1", "function")
+
+    def apply(name: str, revision: int) -> None:
+        obj = codec.new("function", ("t", "n", name), FUNCTION, revision=revision)
+        informer._apply(convert.to_proto(obj), live=True)
+
+    for number in range(3 * SLICE):
+        apply(f"f{number}", 1)
+    told: list[tuple[str, str, int]] = []
+    subscribing = asyncio.create_task(
+        informer.subscribe_in_slices(
+            lambda event, obj: told.append((event, obj.meta.name, obj.revision))
+        )
+    )
+    await asyncio.sleep(0)
+    assert len(told) == SLICE
+    first = told[0][1]
+    changed, gone, back = [
+        f"f{number}" for number in range(3 * SLICE) if ("added", f"f{number}", 1) not in told
+    ][:3]
+    apply(changed, 2)
+    informer._forget(("t", "n", gone))
+    informer._forget(("t", "n", back))
+    apply(back, 3)
+    apply("new", 1)
+    apply(first, 2)
+    await subscribing
+    assert told[SLICE : SLICE + 3] == [
+        ("added", back, 3),
+        ("added", "new", 1),
+        ("modified", first, 2),
+    ]
+    assert ("added", changed, 2) in told
+    assert gone not in [name for _, name, _ in told]
+    added = [name for event, name, _ in told if event == "added"]
+    assert len(added) == len(set(added)) == 3 * SLICE  # one has gone, one has come
+    apply(changed, 3)
+    assert told[-1] == ("modified", changed, 3)
     await informer.stop()
 
 

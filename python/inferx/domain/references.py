@@ -69,3 +69,8 @@ def linked_policies(obj: Object[Any]) -> list[Key]:
     link = spec.policy
     tenants = dict.fromkeys((obj.meta.tenant, PUBLIC))
     return [(tenant, link.link_namespace, link.link_name) for tenant in tenants]
+
+
+def may_follow(function: Object[Any], policy: Key) -> bool:
+    """Whether a policy of this key could be the one in force for a function."""
+    return policy == function.key or policy in linked_policies(function)

@@ -18,6 +18,7 @@ from inferx._ext import Proxy
 from inferx.domain.codec import resolve_policy
 from inferx.domain.meta import PUBLIC, SYSTEM, Key, Object
 from inferx.domain.objects import FuncPolicy, FunctionSpec, Tenant, TenantLimit
+from inferx.domain.references import may_follow
 from inferx.errors import InferxError
 from inferx.store.informer import DELETED, Informer
 
@@ -160,6 +161,8 @@ class Functions:
             if kind == "tenant" and tenant != obj.meta.name:
                 continue
             if kind == "namespace" and (tenant, namespace) != (obj.meta.tenant, obj.meta.name):
+                continue
+            if kind == "funcpolicy" and not may_follow(function, obj.key):
                 continue
             yield function
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from inferx.domain.meta import Key, Object
@@ -18,6 +19,10 @@ from inferx.store.informer import DELETED, Informer
 
 LOST_AFTER_S = 4.5  # since a node was heard for the last time
 FIRST_CONTACT_S = 10.0  # a new leader of a large cluster has many nodes to connect to at once
+# New connections that are made at once: while there are a thousand, no call gets through, not even
+# the one that keeps the lead. An agent that does not answer holds the others up for so long.
+CONTACTS_AT_ONCE = 32
+CONTACT_S = 0.5
 FORGET_AFTER_S = 60.0  # a node whose object is gone may come back under its name until then
 _log = logging.getLogger(__name__)
 
@@ -63,11 +68,14 @@ class NodeLink:
         self.snapshots = Informer(self._shows, "snapshot")
 
     async def start(self) -> None:
-        """Begin to follow the agent."""
+        """Begin to follow the agent, unless it has been let go of already."""
+        if self._stopped:
+            return
         self._observe(node_fact(self.name, self.node, ready=False))
         self.snapshots.subscribe(self._snapshot)
         await self.snapshots.start()
         self.pods.subscribe(self._pod)
+        self._cancel_timer()  # its object may have ended before its turn came
         self._give_up_in(FIRST_CONTACT_S)
         await self.pods.start()
 
@@ -189,6 +197,8 @@ class Links:
         self._pod_seen = pod_seen
         self._links: dict[str, NodeLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._contacts: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(CONTACTS_AT_ONCE)
 
     def get(self, name: str) -> NodeLink | None:
         """The link to a node."""
@@ -219,7 +229,7 @@ class Links:
         new = NodeLink(name, obj.spec, self._observe, self._wants, self._forget, self._greet)
         new.pods.subscribe(self._pod_seen)  # first, so that a pod's address is known before it is
         self._links[name] = new
-        self._spawn(self._replace(link, new))
+        self._spawn(self._replace(link, new), self._contacts)
 
     def admit_known(self) -> None:
         """Tell the core of pods whose intents have arrived after them."""
@@ -235,18 +245,22 @@ class Links:
             del self._links[link.name]
             for obj in link.pods.list():
                 self._pod_seen(DELETED, obj)  # nobody else will tell of their end
-            self._spawn(link.stop())
+            self._spawn(link.stop(), self._tasks)
             self._observe({"kind": "node_gone", "name": link.name})
 
     async def _replace(self, old: NodeLink | None, new: NodeLink) -> None:
         if old is not None:
             await old.stop()
-        await new.start()
+        async with self._room:
+            await new.start()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CONTACT_S):
+                    await new.pods.synced.wait()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any, tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def synced(self, timeout_s: float) -> None:
         """Wait until every agent has told its pods, or is plainly not there."""
@@ -259,5 +273,8 @@ class Links:
 
     async def stop(self) -> None:
         """Let go of all agents."""
+        for contact in self._contacts:
+            contact.cancel()
+        await asyncio.gather(*self._contacts, return_exceptions=True)
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*(link.stop() for link in self.all()))

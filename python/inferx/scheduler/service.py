@@ -15,6 +15,7 @@ import grpc.aio
 
 from inferx._ext import __version__
 from inferx.config import NodeConfig
+from inferx.domain import references
 from inferx.domain.codec import resolve_policy
 from inferx.domain.meta import Key, Object
 from inferx.domain.objects import FunctionSpec, Gateway, Pod
@@ -131,10 +132,18 @@ class Scheduler:
         _log.info("scheduler stands by on %s", self._address)
 
     async def lead(self) -> None:
-        """Wait for the lead, fill the core, serve. In this order: (1) the lead; (2) who may hold
-        leases of the former leader; (3) objects, and nodes last, because the pods that agents
-        report are judged by the functions known then; (4) the agents' full reports, and the agents
-        know the epoch, so that a former leader that wakes up finds nobody who obeys."""
+        """Wait for the lead, fill the core, serve. In this order: (1) what does not depend on who
+        leads, so that little is left to do afterwards; (2) the lead; (3) who may hold leases of the
+        former leader; (4) nodes, after the functions, because the pods that agents report are
+        judged by these; (5) the agents' full reports, and the agents know the epoch, so that a
+        former leader that wakes up finds nobody who obeys."""
+        for kind, tell in (
+            ("tenant", self._tenant),
+            ("namespace", self._namespace),
+            ("funcpolicy", self._policy),
+            ("function", self._function_changed),
+        ):
+            await self._informers[kind].subscribe_in_slices(tell)
         epoch = await self.leadership.campaign(self._informers["scheduler"])
         self._orders.epoch = self._intents.epoch = self._catalogue.epoch = epoch
         begun = time.monotonic()
@@ -144,15 +153,9 @@ class Scheduler:
         self._tasks.append(asyncio.create_task(self._catalogue.run(), name="catalogue"))
         gateways = self._informers["gateway"]
         self.brain.expect([obj.spec.gateway_id for obj in gateways.list()])
-        for kind, tell in (
-            ("gateway", self._gateway_changed),
-            ("tenant", self._tenant),
-            ("namespace", self._namespace),
-            ("funcpolicy", self._policy),
-            ("function", self._function_changed),
-            ("node", self._links.node_changed),
-        ):
-            self._informers[kind].subscribe(tell)
+        gateways.subscribe(self._gateway_changed)
+        # A thousand nodes at once would keep this loop from renewing the lead.
+        await self._informers["node"].subscribe_in_slices(self._links.node_changed)
         await self._links.synced(AGENTS_SYNC_S)
         await self._orders.greeted(AGENTS_GREETED_S)
         self._servicer.ready = True
@@ -229,9 +232,9 @@ class Scheduler:
         self._observe(facts.namespace_fact(obj, gone=event == DELETED))
 
     def _policy(self, event: str, obj: Object[Any]) -> None:
-        """Any function may be linked to the policy; telling one anew does no harm."""
         for function in self._informers["function"].list():
-            self._function_changed("modified", function)
+            if references.may_follow(function, obj.key):
+                self._function_changed("modified", function)
 
     def _function_changed(self, event: str, obj: Object[Any]) -> None:
         if event == DELETED:

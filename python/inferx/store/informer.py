@@ -20,6 +20,7 @@ from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc
 ADDED, MODIFIED, DELETED = "added", "modified", "deleted"
 Callback = Callable[[str, Object[Any]], None]
 
+SLICE = 16  # objects that are reported before others have their turn
 _BACKOFF_MIN_S = 0.05
 _BACKOFF_MAX_S = 2.0
 _INIT_TIMEOUT_S = 30.0
@@ -60,6 +61,8 @@ class Informer:
         self._objects: dict[Key, Object[Any]] = {}
         self._touched: set[Key] = set()  # changed by the stream since the last comparison began
         self._callbacks: list[Callback] = []
+        # Of each subscriber that is still being told what there is: what it will hear of.
+        self._untold: dict[Callback, set[Key]] = {}
         self._on_connection = on_connection
         self._verify_s = verify_s
         self._task: asyncio.Task[None] | None = None
@@ -97,6 +100,19 @@ class Informer:
         for obj in self.list():
             self._call(callback, ADDED, obj)
 
+    async def subscribe_in_slices(self, callback: Callback) -> None:
+        """Like `subscribe`, but everything else goes on while the known objects are reported, and
+        what changes meanwhile is told as it is then. Returns when all have been reported."""
+        untold = self._untold[callback] = set(self._objects)
+        self._callbacks.append(callback)
+        try:
+            while untold:
+                for _ in range(min(SLICE, len(untold))):
+                    self._call(callback, ADDED, self._objects[untold.pop()])
+                await asyncio.sleep(0)
+        finally:
+            del self._untold[callback]
+
     def unsubscribe(self, callback: Callback) -> None:
         """Call it no longer."""
         self._callbacks.remove(callback)
@@ -109,7 +125,11 @@ class Informer:
 
     def _tell(self, event: str, obj: Object[Any]) -> None:
         for callback in self._callbacks:
-            self._call(callback, event, obj)
+            untold = self._untold.get(callback, ())
+            if obj.key not in untold:
+                self._call(callback, event, obj)
+            elif event == DELETED:
+                self._untold[callback].remove(obj.key)  # it was never heard of
 
     def _connection(self, connected: bool) -> None:
         if connected != self.connected:

@@ -22,7 +22,9 @@ from inferx.store.crashpoint import CrashPoint
 
 MARGIN = 0.1  # of a lease's life: what clocks may drift apart while it lasts
 RENEWALS = 4  # in one life
-ATTEMPTS = 40  # in one life, while nobody answers: a thousand holders try at once
+# In one life, while nobody answers: a thousand holders wait for the same state service, and would
+# keep it from the leader, whose life is short, if all of them came as soon as it is there.
+ATTEMPTS = 10
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 _log = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class Lease:
             except InferxError as error:
                 _log.info("lease %d was not renewed: %s", self.number, error.message)
                 rest_s = max(RETRY_FIRST_S, self.ttl_s / ATTEMPTS)
+                rest_s *= random.uniform(0.5, 1.5)  # noqa: S311
                 continue
             self._until = sent + answer.ttl_ms / 1000 * (1 - MARGIN)
             self._told(self._until)
