@@ -199,14 +199,14 @@ async def running(name: str, python: Path, folder: Path) -> AsyncIterator[Target
     }  # fmt: skip
     file = _written(folder, document)
     processes = [service(kind, file, python) for kind in ("statesvc", "scheduler")]
-    agent: FakeAgent | None = None
     try:
         address = f"127.0.0.1:{port}"
         agent = await deploy(state, address)
-        yield Target(name, address, processes[1].pid)
-    finally:
-        if agent is not None:
+        try:
+            yield Target(name, address, processes[1].pid)
+        finally:
             await agent.stop()
+    finally:
         for process in processes:
             process.terminate()
         for process in processes:

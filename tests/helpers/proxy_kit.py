@@ -214,7 +214,7 @@ class GranianDoor:
     """Granian before the data plane, as the gateway runs it with `--listener granian`."""
 
     def __init__(self, proxy: Proxy) -> None:
-        self._door = AsgiDoor(proxy, _no_control)
+        self._door = AsgiDoor(proxy, no_control)
         self._server: Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -256,7 +256,7 @@ class GranianDoor:
         self._door.stop()
 
 
-async def _no_control(scope: Any, receive: Any, send: Any) -> None:
+async def no_control(scope: Any, receive: Any, send: Any) -> None:
     """In the place of the control routes."""
     await send({"type": "http.response.start", "status": 404, "headers": []})
     await send({"type": "http.response.body", "body": b"no such route"})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inferx.gateway.door import AsgiDoor
-from tests.helpers.proxy_kit import Rig
+from tests.helpers.proxy_kit import Rig, no_control
 
 CALLS = 200
 SCOPE: dict[str, Any] = {
@@ -22,16 +22,12 @@ SCOPE: dict[str, Any] = {
 }
 
 
-async def _no_control(scope: Any, receive: Any, send: Any) -> None:
-    raise AssertionError("no call of the data plane")
-
-
 async def test_a_refusal_is_told_whole(tmp_path: Path) -> None:
     """A head without its end would look like a stream's, and Granian ends the upload of such a call
     with it."""
     async with Rig(tmp_path) as rig:
         rig.function(disabled="not today")
-        door = AsgiDoor(rig.proxy, _no_control)
+        door = AsgiDoor(rig.proxy, no_control)
         door.start()
         for _ in range(CALLS):
             frames = iter([{"type": "http.request", "body": b"a", "more_body": True}])

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from inferx.domain.meta import PUBLIC, Key, Meta, Object, check_name
+from inferx.domain.meta import Key, Meta, Object, check_name
 from inferx.domain.objects import KINDS, FuncPolicy, FunctionSpec
 from inferx.domain.reader import Fields
+from inferx.domain.references import linked_policies
 from inferx.errors import BadRequest
 
 MANIFEST_BYTES_MAX = 1 << 20
@@ -193,12 +194,10 @@ def resolve_policy(function: Object[FunctionSpec], lookup: Lookup) -> FuncPolicy
     if named is not None:
         return _policy_of(named)
     ref = function.spec.policy
-    if ref is None:
-        return FuncPolicy()
-    if ref.obj is not None:
+    if ref is not None and ref.obj is not None:
         return ref.obj
-    for tenant in (function.meta.tenant, PUBLIC):
-        linked = lookup((tenant, ref.link_namespace, ref.link_name))
+    for key in linked_policies(function):
+        linked = lookup(key)
         if linked is not None:
             return _policy_of(linked)
     return FuncPolicy()

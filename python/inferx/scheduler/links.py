@@ -19,8 +19,8 @@ from inferx.store.informer import DELETED, Informer
 
 LOST_AFTER_S = 4.5  # since a node was heard for the last time
 FIRST_CONTACT_S = 10.0  # a new leader of a large cluster has many nodes to connect to at once
-# New connections that are made at once: while there are a thousand, no call gets through, not even
-# the one that keeps the lead. An agent that does not answer holds the others up for so long.
+# New connections that are made at once: behind a thousand every call waits for a second and more,
+# also the one that keeps the lead. An agent that does not answer holds the others up for so long.
 CONTACTS_AT_ONCE = 32
 CONTACT_S = 0.5
 FORGET_AFTER_S = 60.0  # a node whose object is gone may come back under its name until then

@@ -34,7 +34,7 @@ class PodView:
         self.servicer = ObjectView(version, ("pod", "node"))
         self._brain = brain
         self._links = links
-        # Of each pod. Most have not changed, and to show one costs a hundred comparisons.
+        # Of each pod. Most have not changed, and to show one costs far more than to see that.
         self._shown: dict[Key, _Source] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._after: Callable[[], None] = lambda: None

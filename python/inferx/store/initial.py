@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from inferx.rpc import ixmeta_pb2
 
-# An event costs either side more than the objects in it; a large one keeps others waiting.
+# Each event has its price on either side, which many share; a large one keeps others waiting.
 BATCH_OBJECTS = 64
 BATCH_BYTES = 1 << 20  # more only for a single object, of which this is the most
 
