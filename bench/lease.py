@@ -95,9 +95,9 @@ def from_python(address: str, callers: int, in_flight: int, seconds: float) -> l
 
 def measure(target: Target, kind: str, calls: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """One row; the scheduler's own processor time says what one core of it can do."""
-    before = _cpu_s(target.pid)
+    before = cpu_s(target.pid)
     found = calls()
-    used = _cpu_s(target.pid) - before
+    used = cpu_s(target.pid) - before
     row = {"bench": "lease", "server": target.name, "callers": kind, **found}
     if "pairs" in found:
         row["pairs_per_scheduler_cpu_s"] = round(found["pairs"] / used)
@@ -132,7 +132,7 @@ def binary_row(target: Target, given: argparse.Namespace, rate: int, loops: int)
     return measure(target, "rust", calls)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

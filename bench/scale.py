@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from bench.lease import service
+from bench.lease import cpu_s, service
 from inferx.agent.register import LEASE_MS
 from inferx.domain import codec
 from inferx.errors import InferxError
@@ -32,6 +32,7 @@ from tests.helpers.gateway_kit import free_ports
 from tests.helpers.state_client import Client
 
 DEADLINE_S = 240.0
+IDLE_S = 15.0  # each node renews its lease three times
 WRITERS = 16
 SERVICES = ("statesvc", "scheduler", "gateway")
 _scheduler: Any = na_pb2_grpc.SchedulerServiceStub
@@ -75,6 +76,7 @@ class Scale:
         self._etcd.start()
         self._start()
         restart_s = await self._serving(begun)
+        busy = await self._idle()
         for presence in self._presences:
             presence.cancel()
         await asyncio.gather(*self._presences, return_exceptions=True)
@@ -82,7 +84,7 @@ class Scale:
         return {
             "bench": "scale", "functions": self._functions, "agents": len(self._agents),
             "functions_written_s": round(functions_s, 1), "agents_ready_s": round(nodes_s, 1),
-            "restart_to_serving_s": round(restart_s, 1),
+            "restart_to_serving_s": round(restart_s, 1), "statesvc_cpu_idle": round(busy, 3),
         }  # fmt: skip
 
     def _start(self) -> None:
@@ -161,6 +163,13 @@ class Scale:
             if process.poll() is not None:
                 said = self._file.with_name(f"{kind}.log").read_text().splitlines()[-5:]
                 raise AssertionError("\n".join([f"{kind} ended ({process.returncode}):", *said]))
+
+    async def _idle(self) -> float:
+        """The share of a core that the state service takes while nothing but time passes."""
+        state = self._processes[SERVICES.index("statesvc")].pid
+        begun, spent_s = time.monotonic(), cpu_s(state)
+        await asyncio.sleep(IDLE_S)
+        return (cpu_s(state) - spent_s) / (time.monotonic() - begun)
 
     async def _followed(self, deadline: float) -> None:
         """Every agent's pods are being watched by the scheduler."""

@@ -14,7 +14,7 @@ from inferx.config import EtcdConfig
 from inferx.errors import NotFound
 from inferx.store.beats import Beats
 from inferx.store.etcd import EtcdStore
-from inferx.store.protocol import Put
+from inferx.store.protocol import Entry, Put
 from tests.chaos.tcp_proxy import TcpProxy
 from tests.cluster.etcd_server import EtcdServer
 
@@ -29,6 +29,7 @@ class Kit:
     first: Beats
     second: Beats
     store: EtcdStore
+    other: EtcdStore
     proxy: TcpProxy
 
 
@@ -39,7 +40,7 @@ async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
     await proxy.start()
     store = await EtcdStore.open([etcd.address], EtcdConfig())
     other = await EtcdStore.open([f"127.0.0.1:{proxy.port}"], EtcdConfig())
-    kit = Kit(Beats(store), Beats(other), store, proxy)
+    kit = Kit(Beats(store), Beats(other), store, other, proxy)
     tasks = [asyncio.create_task(beats.run()) for beats in (kit.first, kit.second)]
     yield kit
     for task in tasks:
@@ -72,6 +73,21 @@ async def test_a_neglected_lease_ends_after_its_life_and_not_before(kit: Kit) ->
     assert time.monotonic() - begun > LIFE_MS / 1000
     with pytest.raises(NotFound):
         await kit.first.keep(lease)
+    with pytest.raises(NotFound):
+        await kit.second.keep(lease)
+
+
+async def test_a_lease_that_ends_while_its_beat_is_looked_for_is_not_renewed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, _ = await kit.first.grant(LIFE_MS)
+    read = kit.other.get
+
+    async def read_late(key: str, revision: int = 0) -> Entry | None:
+        await kit.first.end(lease)
+        return await read(key, revision)
+
+    monkeypatch.setattr(kit.other, "get", read_late)
     with pytest.raises(NotFound):
         await kit.second.keep(lease)
 

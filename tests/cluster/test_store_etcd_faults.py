@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,7 @@ import pytest
 from inferx import config, statesvc
 from inferx.config import EtcdConfig, Secret
 from inferx.errors import Compacted, ConfigError, NotFound, Unauthenticated, Unavailable
-from inferx.store import etcd_client
+from inferx.store import etcd_client, etcd_leases
 from inferx.store.etcd import EtcdStore
 from inferx.store.informer import Informer
 from inferx.store.protocol import At, Event, Put
@@ -61,6 +62,25 @@ async def written(store: EtcdStore, key: str, value: bytes) -> int:
                 return entry.revision
 
 
+async def renewed(store: EtcdStore, lease: int) -> None:
+    while True:
+        with contextlib.suppress(Unavailable):
+            assert await store.keep_alive(lease) == 60
+            return
+        await asyncio.sleep(0.05)
+
+
+async def streams_begun(etcd: EtcdServer) -> int:
+    """How many streams of renewals etcd has seen since it was started."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"http://{etcd.address}/metrics")).text
+    kind = 'grpc_method="LeaseKeepAlive",grpc_service="etcdserverpb.Lease",grpc_type="bidi_stream"'
+    lines = [
+        one for one in text.splitlines() if one.startswith("grpc_server_started_total{" + kind)
+    ]
+    return int(lines[0].split()[-1])
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_watch_misses_nothing_while_etcd_restarts(
     etcd: EtcdServer, store: EtcdStore, how: str
@@ -98,7 +118,7 @@ async def test_a_compaction_in_the_gap_is_not_silent(etcd: EtcdServer, store: Et
 async def test_a_frozen_etcd_is_an_error_in_time(
     etcd: EtcdServer, store: EtcdStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd_client, "_CALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(etcd_client, "CALL_TIMEOUT_S", 0.3)
     await store.commit((), [Put("/x/a", b"1")])
     etcd.freeze()
     try:
@@ -112,6 +132,50 @@ async def test_a_frozen_etcd_is_an_error_in_time(
     monkeypatch.undo()
     async with asyncio.timeout(30):
         await written(store, "/x/b", b"3")
+
+
+async def test_renewals_share_a_stream(etcd: EtcdServer, store: EtcdStore) -> None:
+    leases = [await store.grant(30 + number) for number in range(20)]
+    ended = await store.grant(30)
+    await store.revoke(ended)
+    for _ in range(2):
+        asked = [store.keep_alive(lease) for lease in [*leases, *leases, ended]]
+        *lives, refused = await asyncio.gather(*asked, return_exceptions=True)
+        assert lives == [30.0 + number for number in range(20)] * 2
+        assert isinstance(refused, NotFound)
+    assert await streams_begun(etcd) == 1
+
+
+async def test_renewals_go_on_after_etcd_was_restarted(etcd: EtcdServer, store: EtcdStore) -> None:
+    lease = await store.grant(60)
+    for end in (etcd.stop, etcd.kill):
+        await store.keep_alive(lease)
+        await asyncio.to_thread(end)
+        with pytest.raises(Unavailable):
+            await store.keep_alive(lease)
+        await asyncio.to_thread(etcd.start)
+        async with asyncio.timeout(30):
+            await renewed(store, lease)
+
+
+async def test_nobody_waits_behind_a_renewal_that_was_given_up(
+    etcd: EtcdServer, store: EtcdStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd_leases, "CALL_TIMEOUT_S", 1.0)
+    lease = await store.grant(60)
+    await store.keep_alive(lease)
+    etcd.freeze()
+    try:
+        patient = asyncio.create_task(store.keep_alive(lease))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(store.keep_alive(lease), 0.1)
+        with pytest.raises(Unavailable, match="does not answer"):
+            await patient
+    finally:
+        etcd.thaw()
+    async with asyncio.timeout(30):
+        await renewed(store, lease)
+    assert await streams_begun(etcd) > 1
 
 
 async def test_a_silent_stream_is_reopened(

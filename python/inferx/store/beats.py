@@ -19,6 +19,7 @@ from inferx.store.protocol import At, Entry, GuardFailed, Put, Store
 
 ENDED = b"ended"
 RETRY_S = 0.2
+_WITHOUT_MAX = 100_000  # those of holders that died stay, until there are so many
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +41,7 @@ class Beats:
         self._commit = store.commit
         self._root = f"{prefix.rstrip('/')}/beats/"
         self._last: dict[int, tuple[int, bytes]] = {}  # of those renewed here
+        self._without: set[int] = set()  # leases that are known to have no beat
         self._seen: dict[str, _Seen] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -51,6 +53,7 @@ class Beats:
         # Stores round: what this one says it is counts.
         stored_ms = int(await self._store.keep_alive(lease) * 1000)
         if stored_ms <= ttl_ms:
+            self._has_none(lease)
             return lease, stored_ms
         value = b"%d" % ttl_ms
         put = Put(self._key(lease), value, lease)
@@ -59,13 +62,15 @@ class Beats:
 
     async def keep(self, lease: int) -> int:
         """Renew; the milliseconds it now lives. `NotFound` when it has ended."""
+        if lease not in self._last and lease not in self._without:
+            await self._look_for(lease)
         stored, beat_ms = await asyncio.gather(
             self._store.keep_alive(lease), self._beat(lease), return_exceptions=True
         )
         for outcome in (stored, beat_ms):
             if isinstance(outcome, BaseException):
                 if isinstance(outcome, NotFound):
-                    self._last.pop(lease, None)
+                    self._forget_here(lease)
                 raise outcome
         assert not isinstance(stored, BaseException)
         assert not isinstance(beat_ms, BaseException)
@@ -73,30 +78,44 @@ class Beats:
 
     async def end(self, lease: int) -> None:
         """End it now, with everything under it."""
-        self._last.pop(lease, None)
+        self._forget_here(lease)
         await self._store.revoke(lease)
+
+    def _has_none(self, lease: int) -> None:
+        if len(self._without) >= _WITHOUT_MAX:
+            self._without.clear()
+        self._without.add(lease)
+
+    def _forget_here(self, lease: int) -> None:
+        self._last.pop(lease, None)
+        self._without.discard(lease)
+
+    async def _look_for(self, lease: int) -> None:
+        """The beat of a lease that was granted elsewhere. It is written before anybody hears of the
+        lease: when it is not there, there is none or the lease has ended, as the store will say."""
+        entry = await self._store.get(self._key(lease))
+        if entry is None:
+            self._has_none(lease)
+        else:
+            self._last[lease] = entry.revision, entry.value
 
     async def _beat(self, lease: int) -> int | None:
         """Write the beat; the life in milliseconds, None for a lease without one."""
+        if lease in self._without:
+            return None
         known = self._last.get(lease)
-        while True:
-            if known is None:  # it was granted, or renewed meanwhile, elsewhere
-                entry = await self._store.get(self._key(lease))
-                if entry is None:
-                    return None
-                known = entry.revision, entry.value
+        while known is not None and known[1] != ENDED:
             revision, value = known
-            if value == ENDED:
-                raise NotFound(f"lease {lease} has ended")
             try:
                 put = Put(self._key(lease), value, lease)
                 now = await self._commit([At(self._key(lease), revision)], [put])
-            except GuardFailed:
-                self._last.pop(lease, None)
-                known = None
+            except GuardFailed:  # it was renewed meanwhile elsewhere, or has ended
+                entry = await self._store.get(self._key(lease))
+                known = None if entry is None else (entry.revision, entry.value)
                 continue
             self._last[lease] = now, value
             return int(value)
+        raise NotFound(f"lease {lease} has ended")
 
     def _key(self, lease: int) -> str:
         return f"{self._root}{lease}"

@@ -15,6 +15,7 @@ from inferx.config import EtcdConfig
 from inferx.errors import BadRequest, Compacted, NotFound, Unavailable
 from inferx.store import etcd_pb2
 from inferx.store.etcd_client import EtcdClient
+from inferx.store.etcd_leases import KeepAlives
 from inferx.store.protocol import (
     OPS_MAX,
     At,
@@ -37,6 +38,7 @@ class EtcdStore:
 
     def __init__(self, client: EtcdClient) -> None:
         self._client = client
+        self._keep_alives = KeepAlives(client)
         self._uid = 0
 
     @classmethod
@@ -127,7 +129,7 @@ class EtcdStore:
 
     async def keep_alive(self, lease: int) -> float:
         """See `protocol.Store`."""
-        ttl_s = await self._client.keep_alive(lease)
+        ttl_s = await self._keep_alives.renew(lease)
         if ttl_s <= 0:
             raise NotFound(f"lease {lease} has ended")
         return float(ttl_s)
@@ -146,6 +148,7 @@ class EtcdStore:
 
     async def close(self) -> None:
         """See `protocol.Store`."""
+        await self._keep_alives.close()
         await self._client.close()
 
 

@@ -26,8 +26,8 @@ from inferx.errors import (
 )
 from inferx.store import etcd_pb2, etcd_pb2_grpc
 
-_EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009 (the stubs do not know it)
-_CALL_TIMEOUT_S = 5.0
+EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009 (the stubs do not know it)
+CALL_TIMEOUT_S = 5.0
 _WATCH_SILENCE_S = 30.0
 _WATCH_PROGRESS_S = 10.0
 _PAGE = 500
@@ -83,7 +83,7 @@ class EtcdClient:
             )
             endpoint = self.endpoint
             try:
-                answer = await endpoint.auth.Authenticate(request, timeout=_CALL_TIMEOUT_S)
+                answer = await endpoint.auth.Authenticate(request, timeout=CALL_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     self.next_endpoint(endpoint)
@@ -117,7 +117,7 @@ class EtcdClient:
             metadata = await self.metadata()
             endpoint = self.endpoint
             try:
-                return await call(endpoint)(request, timeout=_CALL_TIMEOUT_S, metadata=metadata)
+                return await call(endpoint)(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 expired = _is_expired_token(error)
                 if expired:
@@ -148,26 +148,12 @@ class EtcdClient:
                 return found, revision
             key = found[-1].key + b"\0"
 
-    async def keep_alive(self, lease: int) -> int:
-        """Renew a lease; the seconds it lives now, 0 when it has ended."""
-        metadata = await self.metadata()
-        endpoint = self.endpoint
-        call = endpoint.lease.LeaseKeepAlive(metadata=metadata)
-        try:
-            async with asyncio.timeout(_CALL_TIMEOUT_S):
-                await call.write(etcd_pb2.LeaseKeepAliveRequest(ID=lease))
-                answer = await call.read()
-        except TimeoutError as error:
-            self.next_endpoint(endpoint)
-            raise Unavailable(f"etcd {endpoint.address} does not answer") from error
-        except grpc.aio.AioRpcError as error:
-            self.next_endpoint(endpoint)
-            raise translated(error, endpoint.address) from error
-        finally:
-            call.cancel()
-        if answer is _EOF:
-            raise Unavailable(f"etcd {endpoint.address} closed the stream")
-        return int(answer.TTL)
+    def failed(self, endpoint: _Endpoint, error: grpc.aio.AioRpcError) -> InferxError:
+        """What to raise for a stream that broke; the next one goes elsewhere."""
+        self.next_endpoint(endpoint)
+        if _is_expired_token(error):
+            self.forget_token()
+        return translated(error, endpoint.address)
 
     async def watch_once(
         self, key: bytes, range_end: bytes, start_revision: int
@@ -187,13 +173,13 @@ class EtcdClient:
         asking: asyncio.Task[None] | None = None
         try:
             # A channel that is closed before the call has begun leaves the writer waiting for ever.
-            async with asyncio.timeout(_CALL_TIMEOUT_S):
+            async with asyncio.timeout(CALL_TIMEOUT_S):
                 await call.write(etcd_pb2.WatchRequest(create_request=create))
             asking = asyncio.create_task(_ask_for_progress(call))
             while True:
                 async with asyncio.timeout(_WATCH_SILENCE_S):
                     answer = await call.read()
-                if answer is _EOF:
+                if answer is EOF:
                     return
                 yield answer
         except TimeoutError:
@@ -203,12 +189,10 @@ class EtcdClient:
             if self.closed and (task is None or not task.cancelling()):
                 raise Unavailable("the store is closed") from None  # close() cancelled the call
             raise
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except grpc.aio.AioRpcError as error:
+            raise self.failed(endpoint, error) from error
+        except asyncio.InvalidStateError as error:
             self.next_endpoint(endpoint)
-            if isinstance(error, grpc.aio.AioRpcError):
-                if _is_expired_token(error):
-                    self.forget_token()
-                raise translated(error, endpoint.address) from error
             raise Unavailable(f"etcd {endpoint.address} closed the stream") from error
         finally:
             if asking is not None:
