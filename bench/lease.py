@@ -25,7 +25,7 @@ from inferx.errors import InferxError, Unavailable
 from inferx.rpc import client, convert, ixmeta_pb2, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from tests.helpers.fake_agent import FakeAgent
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 from tests.helpers.state_client import Client
 
 START_S = 60.0

@@ -28,7 +28,7 @@ from inferx.rpc import na_pb2 as pb
 from inferx.store.presence import Presence, State
 from tests.cluster.etcd_server import EtcdServer
 from tests.helpers.fake_agent import FakeAgent
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 from tests.helpers.state_client import Client
 
 DEADLINE_S = 240.0

@@ -24,7 +24,7 @@ from inferx.store.etcd import EtcdStore
 from tests.chaos.processes import ROOT, Node, Service, SmallDisk, workers
 from tests.chaos.tcp_proxy import TcpProxy
 from tests.cluster.etcd_server import EtcdServer
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 from tests.helpers.postgres_server import Postgres
 
 WORKER = ROOT / "tests" / "chaos" / "worker.py"

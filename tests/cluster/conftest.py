@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,16 +19,11 @@ import httpx
 import pytest
 
 from tests.helpers.containerd_daemon import Containerd
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL_SERVER = ROOT / "tests" / "helpers" / "model_server.py"
 START_SECONDS = 120.0  # on a machine full of tests; an idle one takes two or three
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(check: Callable[[], Any], seconds: float = 60.0, what: str = "condition") -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine
@@ -24,6 +23,7 @@ from inferx.rpc import na_pb2 as pb
 from inferx.rpc.client import call, channel
 from tests.helpers.agent_node import alive, create_request, kill_and_wait, named, process_state
 from tests.helpers.faulty_tools import FaultyTools
+from tests.helpers.ports import free_port
 from tests.helpers.runtime_kit import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,12 +124,6 @@ class AgentProcess:
 
     def pid(self, pod_id: str) -> int:
         return int(self.record(pod_id)["worker"]["pid"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

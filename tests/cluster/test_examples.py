@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,16 +20,12 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.helpers.ports import free_port
+
 LLAMA = Path(__file__).resolve().parents[2] / "examples" / "llama"
 SENTENCES = ["a cat sits", "the kitten is sitting", "quantum physics"]
 
 pytestmark = pytest.mark.xdist_group("examples")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -47,7 +42,7 @@ def _wait_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None
 
 
 def _serve(model: str, folder: Path) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     log = folder / f"{model}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, START_SECONDS, Platform, eventually, free_port, function, start_platform
+from tests.helpers.ports import free_port
+
+from .conftest import ROOT, START_SECONDS, Platform, eventually, function, start_platform
 
 pytestmark = pytest.mark.xdist_group("faults")
 

@@ -18,7 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .conftest import Platform, eventually, free_port, function
+from tests.helpers.ports import free_port
+
+from .conftest import Platform, eventually, function
 
 pytestmark = pytest.mark.xdist_group("update")
 CALLERS = 6

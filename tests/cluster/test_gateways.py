@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .conftest import Platform, eventually, free_port, function, running_platform
+from tests.helpers.ports import free_port
+
+from .conftest import Platform, eventually, function, running_platform
 
 pytestmark = pytest.mark.xdist_group("gateways")
 PARALLEL = 4

@@ -22,7 +22,7 @@ from inferx.rpc import client, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc, tls
 from inferx.rpc import na_pb2 as pb
 from inferx.up.settings import Settings, node_document
 from tests.helpers.authority import Authority
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 
 from .conftest import ROOT, eventually, function
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.etcd_server import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.state_client import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent

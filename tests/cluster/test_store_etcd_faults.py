@@ -20,7 +20,8 @@ from inferx.store import etcd_client, etcd_leases
 from inferx.store.etcd import EtcdStore
 from inferx.store.informer import Informer
 from inferx.store.protocol import At, Event, Put
-from tests.cluster.etcd_server import EtcdServer, free_port
+from tests.cluster.etcd_server import EtcdServer
+from tests.helpers.ports import free_port
 from tests.helpers.state_client import Client, until
 
 

@@ -17,8 +17,8 @@ from inferx.errors import Compacted
 from inferx.store.etcd import EtcdStore
 from inferx.store.informer import Informer
 from inferx.store.protocol import Event
-from tests.cluster.etcd_server import free_port
 from tests.helpers.fake_etcd import TRICKS, FakeEtcd
+from tests.helpers.ports import free_port
 from tests.helpers.state_client import until
 
 PREFIX = b"/registry/namespace/t/system/"

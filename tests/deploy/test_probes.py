@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 
-from tests.cluster.conftest import eventually, free_port
+from tests.cluster.conftest import eventually
 from tests.cluster.etcd_server import EtcdServer
+from tests.helpers.ports import free_port
 
 
 @contextmanager

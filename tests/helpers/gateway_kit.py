@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +23,7 @@ from inferx.rpc import ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc
 from inferx.rpc import na_pb2 as pb
 from inferx.rpc.server import Server, serve
 from services import gateway
+from tests.helpers.ports import free_ports
 
 DEADLINE_S = 15.0
 ADMIN_KEY = f"test-admin-{secrets.token_hex(16)}"
@@ -38,15 +37,6 @@ async def until(condition: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.005)
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on which nothing listens."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def bearer(credential: str) -> dict[str, str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+from tests.helpers.ports import free_port
 
 CONFIG = """daemon off; master_process off; worker_processes 1; pid {folder}/pid;
 error_log {folder}/error.log;
@@ -34,9 +35,7 @@ READY_S = 20.0
 @contextlib.asynccontextmanager
 async def nginx(folder: Path, worker_port: int) -> AsyncIterator[int]:
     """Runs nginx before the worker; gives its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = folder / "nginx.conf"
     config.write_text(CONFIG.format(folder=folder, worker=worker_port, port=port))
     command = ["nginx", "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]

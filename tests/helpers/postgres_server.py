@@ -14,7 +14,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 
 USER = "postgres"
 START_S = 60

@@ -20,6 +20,7 @@ from granian.server.embed import Server
 
 from inferx._ext import Proxy
 from inferx.gateway.door import AsgiDoor
+from tests.helpers.ports import free_port
 
 DEADLINE_S = 10.0
 BACKLOG = 1024
@@ -221,9 +222,7 @@ class GranianDoor:
     async def start(self) -> int:
         """Listens; returns the port."""
         self._door.start()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = free_port()
         settings = HTTP1Settings(header_read_timeout=300)
         self._server = Server(
             self._door, port=port, interface=Interfaces.ASGINL, websockets=False,

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".cache" / "keycloak"

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from tests.cluster.conftest import free_port
 from tests.cluster.etcd_server import EtcdServer
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAMS = ROOT / ".cache" / "kube-test"

@@ -18,7 +18,7 @@ from inferx.errors import BadRequest, ConfigError, Conflict, InferxError
 from inferx.store.embedded import EmbeddedStore
 from inferx.store.migrate import FORMAT, migrate
 from inferx.store.protocol import Put
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 from tests.helpers.state_client import Client
 
 SPEC = {"image": "i", "resources": {"CPU": 1, "Mem": 2}}

@@ -18,8 +18,8 @@ from inferx.cli.doctor.command import node
 from inferx.cli.doctor.machine import Finding, Machine
 from inferx.config import NodeConfig, ShareMemConfig
 from inferx.up.settings import ENGINE_SOCKETS
-from tests.cluster.conftest import free_port
 from tests.cluster.etcd_server import EtcdServer
+from tests.helpers.ports import free_port
 
 
 class Made(Machine):

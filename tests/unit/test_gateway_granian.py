@@ -17,7 +17,8 @@ import pytest
 from inferx.domain.nodeconfig import TlsConfig
 from services import gateway
 from tests.helpers.certificate import certify
-from tests.helpers.gateway_kit import Platform, free_ports, platform
+from tests.helpers.gateway_kit import Platform, platform
+from tests.helpers.ports import free_ports
 from tests.helpers.proxy_kit import DEADLINE_S, RawWorker, Rig, Wire, abort, echo
 
 

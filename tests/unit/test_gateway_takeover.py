@@ -14,7 +14,8 @@ from inferx.domain.cluster import SchedulerRecord
 from inferx.domain.references import SCHEDULER_KEY
 from inferx.errors import Unavailable
 from inferx.gateway import workers
-from tests.helpers.gateway_kit import FakeScheduler, Platform, free_ports, platform, until
+from tests.helpers.gateway_kit import FakeScheduler, Platform, platform, until
+from tests.helpers.ports import free_ports
 from tests.helpers.proxy_kit import RawWorker, echo
 from tests.helpers.state_client import Client
 

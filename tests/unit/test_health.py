@@ -11,12 +11,7 @@ import pytest
 
 from inferx import config, health
 from inferx.errors import Unavailable
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.helpers.ports import free_port
 
 
 @pytest.fixture

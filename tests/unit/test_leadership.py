@@ -22,7 +22,7 @@ from inferx.rpc.replicas import Replicas
 from inferx.scheduler import Scheduler
 from inferx.scheduler.leader import Leadership
 from inferx.store.presence import Lease, Presence, State
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 from tests.helpers.state_client import Client, until
 
 _stub: Any = ixmeta_pb2_grpc.IxMetaServiceStub

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from inferx._ext import Proxy
+from tests.helpers.ports import free_port
 from tests.helpers.proxy_kit import Message, RawWorker, Rig, Wire, echo
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -19,14 +19,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     async with Rig(tmp_path) as rig:
         yield rig
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_first_calls_ask_for_exactly_one_worker(rig: Rig) -> None:

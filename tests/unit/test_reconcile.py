@@ -16,7 +16,7 @@ from inferx.errors import BadRequest, NoCapacity, StartFailed
 from inferx.rpc import client, convert, ixmeta_pb2
 from inferx.scheduler import reconcile
 from inferx.scheduler.intents import EPOCH_ANNOTATION
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 from tests.helpers.state_client import Client, until
 from tests.unit.test_scheduler_service import Cluster
 

@@ -23,8 +23,9 @@ from inferx.errors import BadRequest, Forbidden, InferxError, StaleLease, Unavai
 from inferx.rpc import client, ixmeta_pb2, na_pb2_grpc, tls
 from inferx.rpc import na_pb2 as pb
 from inferx.scheduler.port import Port
+from tests.helpers.ports import free_port
 from tests.helpers.state_client import until
-from tests.unit.test_scheduler_service import Cluster, free_port
+from tests.unit.test_scheduler_service import Cluster
 from tests.unit.test_service_tls import Authority
 
 MESSAGES = Path(__file__).parents[2] / "ext/scheduler_server/src/messages.rs"

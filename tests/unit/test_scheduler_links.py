@@ -15,7 +15,8 @@ from inferx.scheduler import links
 from inferx.scheduler.links import Links
 from inferx.store.informer import ADDED, DELETED, MODIFIED
 from tests.helpers.fake_agent import FakeAgent
-from tests.helpers.gateway_kit import free_ports, until
+from tests.helpers.gateway_kit import until
+from tests.helpers.ports import free_ports
 
 
 def unreachable(name: str) -> Object[Node]:

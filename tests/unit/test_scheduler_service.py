@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,10 @@ from inferx.rpc import na_pb2 as pb
 from inferx.scheduler import Scheduler
 from inferx.scheduler.brain import TAKEOVER_MS
 from tests.helpers.fake_agent import FakeAgent
+from tests.helpers.ports import free_port
 from tests.helpers.state_client import until
 
 GATEWAY = 7
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Cluster:

@@ -19,7 +19,7 @@ from inferx.errors import ConfigError, Forbidden, InferxError, Unavailable
 from inferx.rpc import client, convert, ixmeta_pb2, ixmeta_pb2_grpc, na_pb2_grpc, rights, tls
 from inferx.rpc import na_pb2 as pb
 from tests.helpers.authority import Authority
-from tests.helpers.gateway_kit import free_ports
+from tests.helpers.ports import free_ports
 
 NODE = {"spec": {"address": "127.0.0.1", "podmgr_port": 1, "state_port": 1}}
 

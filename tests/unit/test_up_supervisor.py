@@ -20,6 +20,7 @@ import pytest
 
 from inferx.errors import ConfigError
 from inferx.up import processes, settings
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = """
@@ -106,9 +107,7 @@ class Up:
         for name in SERVICES:
             (base / "lib" / "services" / f"{name}.py").write_text(STAND_IN)
         self.base, self.folder = base, base / "data"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *options: str) -> subprocess.Popen[str]:
