@@ -133,6 +133,7 @@ def binary_row(target: Target, given: argparse.Namespace, rate: int, loops: int)
 
 
 def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process has used, in user and system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

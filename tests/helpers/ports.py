@@ -1,7 +1,8 @@
 """Ports for servers that are started a moment later, or stopped and started again.
 
-Must never give one that somebody else may get meanwhile: the system takes those of connections, and
-of listeners that leave the choice to it, from a range above, and no two processes share a block.
+Must never give one that another test process may get meanwhile: no two share a block. The system
+takes those of connections, and of listeners that leave the choice to it, from a range above, unless
+its `ip_local_port_range` was changed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
-_FIRST = 10_000
 _BLOCK = 500
-_SYSTEM = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRSTS = range(10_000, 32_000, _BLOCK)
 
 
 def free_port() -> int:
@@ -37,8 +36,7 @@ def _free(process: int) -> Iterator[int]:
 
 def _claimed() -> range:
     """A block that no living process has: its name is bound until this process ends."""
-    end = int(_SYSTEM.read_text().split()[0])
-    for first in range(_FIRST, end - _BLOCK, _BLOCK):
+    for first in _FIRSTS:
         claim = socket.socket(socket.AF_UNIX)
         try:
             claim.bind(f"\0inferx-test-ports-{first}")
@@ -47,7 +45,7 @@ def _claimed() -> range:
             continue
         claim.detach()
         return range(first, first + _BLOCK)
-    raise RuntimeError(f"no block of {_BLOCK} ports from {_FIRST} to {end} is left for tests")
+    raise RuntimeError(f"all {len(_FIRSTS)} blocks of ports are taken by other tests")
 
 
 def _is_free(port: int) -> bool:

@@ -19,8 +19,10 @@ from inferx.store.protocol import At, Entry, GuardFailed, Put, Store
 
 ENDED = b"ended"
 RETRY_S = 0.2
-_WITHOUT_MAX = 100_000  # those of holders that died stay, until there are so many
+_KNOWN_MAX = 100_000  # leases of holders that died stay known, until there are so many
 _log = logging.getLogger(__name__)
+
+_Beat = tuple[int, bytes]  # the revision that wrote it and what it says
 
 
 @dataclass
@@ -40,8 +42,7 @@ class Beats:
         # Taken now: renewals are not among the writes that crash points count.
         self._commit = store.commit
         self._root = f"{prefix.rstrip('/')}/beats/"
-        self._last: dict[int, tuple[int, bytes]] = {}  # of those renewed here
-        self._without: set[int] = set()  # leases that are known to have no beat
+        self._known: dict[int, _Beat | None] = {}  # of those renewed here, None = it has none
         self._seen: dict[str, _Seen] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -53,24 +54,23 @@ class Beats:
         # Stores round: what this one says it is counts.
         stored_ms = int(await self._store.keep_alive(lease) * 1000)
         if stored_ms <= ttl_ms:
-            self._has_none(lease)
+            self._know(lease, None)
             return lease, stored_ms
         value = b"%d" % ttl_ms
         put = Put(self._key(lease), value, lease)
-        self._last[lease] = await self._commit((), [put]), value
+        self._know(lease, (await self._commit((), [put]), value))
         return lease, ttl_ms
 
     async def keep(self, lease: int) -> int:
         """Renew; the milliseconds it now lives. `NotFound` when it has ended."""
-        if lease not in self._last and lease not in self._without:
-            await self._look_for(lease)
+        beat = self._known[lease] if lease in self._known else await self._look_for(lease)
         stored, beat_ms = await asyncio.gather(
-            self._store.keep_alive(lease), self._beat(lease), return_exceptions=True
+            self._store.keep_alive(lease), self._beat(lease, beat), return_exceptions=True
         )
         for outcome in (stored, beat_ms):
             if isinstance(outcome, BaseException):
                 if isinstance(outcome, NotFound):
-                    self._forget_here(lease)
+                    self._known.pop(lease, None)
                 raise outcome
         assert not isinstance(stored, BaseException)
         assert not isinstance(beat_ms, BaseException)
@@ -78,42 +78,35 @@ class Beats:
 
     async def end(self, lease: int) -> None:
         """End it now, with everything under it."""
-        self._forget_here(lease)
+        self._known.pop(lease, None)
         await self._store.revoke(lease)
 
-    def _has_none(self, lease: int) -> None:
-        if len(self._without) >= _WITHOUT_MAX:
-            self._without.clear()
-        self._without.add(lease)
+    def _know(self, lease: int, beat: _Beat | None) -> None:
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
+        self._known[lease] = beat
 
-    def _forget_here(self, lease: int) -> None:
-        self._last.pop(lease, None)
-        self._without.discard(lease)
-
-    async def _look_for(self, lease: int) -> None:
+    async def _look_for(self, lease: int) -> _Beat | None:
         """The beat of a lease that was granted elsewhere. It is written before anybody hears of the
         lease: when it is not there, there is none or the lease has ended, as the store will say."""
         entry = await self._store.get(self._key(lease))
-        if entry is None:
-            self._has_none(lease)
-        else:
-            self._last[lease] = entry.revision, entry.value
+        beat = None if entry is None else (entry.revision, entry.value)
+        self._know(lease, beat)
+        return beat
 
-    async def _beat(self, lease: int) -> int | None:
-        """Write the beat; the life in milliseconds, None for a lease without one."""
-        if lease in self._without:
+    async def _beat(self, lease: int, beat: _Beat | None) -> int | None:
+        """Write the beat anew; the life in milliseconds, None for a lease without one."""
+        if beat is None:
             return None
-        known = self._last.get(lease)
-        while known is not None and known[1] != ENDED:
-            revision, value = known
+        while beat is not None and beat[1] != ENDED:
+            revision, value = beat
             try:
                 put = Put(self._key(lease), value, lease)
                 now = await self._commit([At(self._key(lease), revision)], [put])
             except GuardFailed:  # it was renewed meanwhile elsewhere, or has ended
-                entry = await self._store.get(self._key(lease))
-                known = None if entry is None else (entry.revision, entry.value)
+                beat = await self._look_for(lease)
                 continue
-            self._last[lease] = now, value
+            self._know(lease, (now, value))
             return int(value)
         raise NotFound(f"lease {lease} has ended")
 

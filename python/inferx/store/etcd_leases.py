@@ -87,7 +87,7 @@ class _Stream:
         return any(not one.done() for answers in self._waiting.values() for one in answers)
 
     async def _run(self) -> InferxError | None:
-        """Why the stream has ended, None when it was left."""
+        """What broke the stream, None when it was left or closed."""
         writing = asyncio.create_task(self._write(), name="etcd-keep-alive-requests")
         try:
             await self._read()
